@@ -1,0 +1,2 @@
+//! The `megatron` command.
+fn main() {}
