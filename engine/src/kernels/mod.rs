@@ -1,0 +1,3 @@
+//! Kernels: one op list ([`device::Device`]), a CPU implementation with SIMD twins, a CUDA implementation.
+
+pub mod device;

@@ -1,0 +1,4 @@
+//! The canonical arithmetic: profile, leaf sizes, elementary functions and the scalar reference of every operator.
+
+pub mod math;
+pub mod profile;

@@ -1,0 +1,3 @@
+//! One step: admit, schedule, forward, sample, emit.
+
+pub mod plan;
