@@ -6,7 +6,10 @@ use std::time::Duration;
 /// Point-to-point delivery between the ranks of one world. Threads, MPI and NCCL implement this, nothing more;
 /// every collective is built once on top of it, so all transports agree by construction.
 ///
-/// Messages between one pair of ranks arrive in the order in which they were sent. Every wait ends at the
+/// Messages between one pair of ranks arrive in the order in which they were sent; a rank may send to itself. Several
+/// threads of one rank may use a transport at once as long as they receive from different peers. A rank has two
+/// worlds of the same kind, one for data and one for control (driver to replica leader), so that neither waits behind
+/// the other. Every wait ends at the
 /// transport's deadline with an [`EngineError::Comm`](crate::error::EngineError::Comm) that names the peer.
 pub trait Transport: Send + Sync {
     /// This rank's number in the world.
@@ -17,6 +20,9 @@ pub trait Transport: Send + Sync {
     fn send(&self, to: usize, bytes: &[u8]) -> Result<()>;
     /// Receives the next message of rank `from` into `into` (cleared first).
     fn recv(&self, from: usize, into: &mut Vec<u8>) -> Result<()>;
+    /// As [`Transport::recv`], but gives up after `wait` (shorter than the deadline) and says so with `false`.
+    /// For idle loops that must stay attentive; a failed peer is still an error at once.
+    fn recv_timeout(&self, from: usize, into: &mut Vec<u8>, wait: Duration) -> Result<bool>;
     /// Tells all other ranks that this rank has failed, and why, so that no wait outlives it.
     fn abort(&self, reason: &str);
     /// How long any single wait may last.
