@@ -4,6 +4,7 @@
 //! See `ARCHITECTURE.md` for the rooms of this crate and the life of a request.
 
 pub mod config;
+pub mod coordinator;
 pub mod dtype;
 pub mod error;
 pub mod kernels;
