@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from golden import GOLDENS, REPOSITORY, sha256_of
 
@@ -44,9 +44,12 @@ class Subject:
         return self.directory or widen_gguf(self.gguf)
 
     def load_model(self, dtype=torch.float32):
-        """The model with widened weights, eager attention, ready for inference."""
+        """The model with widened weights, eager attention and (where it has them) eager experts."""
         directory = self.hugging_face_directory()
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="eager").eval()
+        eager = {"attn_implementation": "eager"}
+        if getattr(AutoConfig.from_pretrained(directory), "num_experts_per_tok", None):
+            eager["experts_implementation"] = "eager"
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **eager).eval()
 
     def load_tokenizer(self):
         """The tokenizer, or None for models that have none."""

@@ -69,7 +69,9 @@ LARGE_STOPS = {
     "gemma3-270m": {
         "list": "The days of the week are Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and",
         "alphabet": "Question: What is the capital of France?\nAnswer: Paris\n\nQuestion: What is the capital of Italy?\nAnswer:",
-        "letter": "Dear Anna,\n\nThank you for the flowers. I will see you on Sunday.\n\nYours,\n",
+        "c-program": '#include <stdio.h>\n\nint main(void) {\n    printf("Hello, world!\\n");\n',
+        "c-last-line": "    return 0;\n}\n",  # ends at once: the first token is EOS
+        "module-end": "import App from './App';\n\nfunction start() {\n    return App();\n",
     },
 }
 
