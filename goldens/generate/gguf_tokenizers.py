@@ -1,6 +1,6 @@
 """Check that the tokenizers used for the goldens agree with what the GGUF files themselves say.
 
-usage: gguf_tokenizers.py smollm2-135m gemma3-270m
+usage: gguf_tokenizers.py smollm2-135m gemma3-270m tiny-gguf
 
 The goldens of package models use tokenizers that transformers converted from GGUF metadata. Here the same
 metadata is read a second time by two small tokenizers written from the format's definition, and every prompt of the
@@ -69,7 +69,7 @@ def bytes_to_unicode():
 
 
 class Gpt2Tokenizer:
-    """`tokenizer.ggml.model = gpt2` with `pre = smollm`: digits one by one, then GPT-2 words, then merges by rank."""
+    """`tokenizer.ggml.model = gpt2`: GPT-2 words, then merges by rank; `pre = smollm` takes digits one by one first."""
 
     def __init__(self, fields):
         tokens = fields["tokenizer.ggml.tokens"]
@@ -77,11 +77,11 @@ class Gpt2Tokenizer:
         self.ranks = {tuple(m.split(" ")): i for i, m in enumerate(fields["tokenizer.ggml.merges"])}
         self.special = SpecialTokens(tokens, fields["tokenizer.ggml.token_type"])
         self.table = bytes_to_unicode()
+        self.digits_alone = fields["tokenizer.ggml.pre"] == "smollm"
 
-    @staticmethod
-    def words(text):
-        """Every numeric character alone; the stretches between them cut as GPT-2 does."""
-        for piece in regex.findall(r"\p{N}|\P{N}+", text):
+    def words(self, text):
+        """The stretches that merges never cross."""
+        for piece in regex.findall(r"\p{N}|\P{N}+", text) if self.digits_alone else [text]:
             yield from GPT2_WORDS.findall(piece)
 
     def merge(self, symbols):

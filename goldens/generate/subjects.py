@@ -79,10 +79,13 @@ def all_subjects():
         Subject("moe", 64, 512, GOLDENS / "models" / "moe"),
         package_subject("smollm2-135m", 256, 8192),
         package_subject("gemma3-270m", 256, 32768),
-        Subject("gguf", 64, 256, gguf=GOLDENS / "gguf" / "tiny-llama.gguf"),
     ]
     for directory in sorted((GOLDENS / "models").glob("tiny-*")):
-        subjects.append(Subject(directory.name, 64, 256, directory, has_tokenizer=False))
+        gguf = directory / "model.gguf"
+        if gguf.exists():
+            subjects.append(Subject(directory.name, 64, 256, gguf=gguf))
+        else:
+            subjects.append(Subject(directory.name, 64, 256, directory, has_tokenizer=False))
     return {subject.name: subject for subject in subjects}
 
 

@@ -71,7 +71,7 @@ FAMILIES = {
         ),
     ),
     "llama-bf16": Family("LlamaConfig", dict(tie_word_embeddings=True), torch.bfloat16),
-    "llama-f16": Family("LlamaConfig", dict(num_key_value_heads=1), torch.float16),
+    "llama-f16": Family("LlamaConfig", dict(num_key_value_heads=1, vocab_size=272), torch.float16),
     "mistral": Family("MistralConfig", dict(sliding_window=16)),
     "qwen2": Family("Qwen2Config", dict(tie_word_embeddings=True, rope_theta=1000000.0)),
     "qwen3": Family("Qwen3Config", dict(head_dim=16, rope_theta=1000000.0)),

@@ -1,6 +1,7 @@
 """Compare every witness with the reference golden, case by case, and write goldens/MODEL/witnesses.json.
 
 usage: witnesses.py MODEL [MODEL ...]
+       witnesses.py --table      print the summary of all goldens/*/witnesses.json as Markdown
 
 Witnesses are the legacy runs under goldens/MODEL/legacy/, and two more evaluations of the reference's own path by
 transformers: the whole sequence in one pass in f32, and in f64 throughout (norms, rotary tables and softmax too, which
@@ -155,12 +156,32 @@ def judge(subject, suite):
     }
 
 
+def table():
+    """One row per model and suite: cases and tokens that agree, and the largest difference per kind of witness."""
+    print("| model / suite | steps | smallest margin | witnesses | cases that agree | f32 one pass | f64 | megatron-core |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for path in sorted(GOLDENS.glob("*/witnesses.json")):
+        report = read_json(path)
+        for suite in report["suites"]:
+            witnesses = suite["witnesses"]
+            legacy_runs = [w["max_logprob_diff"] for w in witnesses if "file" in w]
+            agree, compared = (sum(w[key] for w in witnesses) for key in ("cases_equal", "cases_compared"))
+            cells = [f"{report['model']} / {suite['suite']}", suite["steps"], f"{suite['min_margin']:.1e}", len(witnesses)]
+            cells += [f"{agree} of {compared}", *(f"{w['max_logprob_diff']:.1e}" for w in witnesses[:2])]
+            cells.append(f"{max(legacy_runs):.1e}" if legacy_runs else "-")
+            print("| " + " | ".join(map(str, cells)) + " |")
+
+
 def main():
     """Command line."""
     subjects = all_subjects()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", choices=sorted(subjects), metavar="MODEL", help=", ".join(sorted(subjects)))
-    for name in parser.parse_args().models:
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(sorted(subjects)))
+    parser.add_argument("--table", action="store_true", help="only print the summary of what is there")
+    arguments = parser.parse_args()
+    if arguments.table:
+        return table()
+    for name in arguments.models:
         report = {
             "schema": "parity-witnesses/1",
             "model": name,
