@@ -1,1 +1,4 @@
-//! api
+//! `MegatronLLM`, `MegatronAsyncLLM` and the `megatron` command: text and life cycle over the engine.
+
+pub mod error;
+pub mod text;
