@@ -1,1 +1,14 @@
-//! harness
+//! `parity`: certifies that two configurations of a language model give the same answers, and explains it when they
+//! do not.
+//!
+//! A [matrix](matrix) is expanded into cells. Each cell asks a [subject](subject), and its answers are
+//! [compared](compare) with a [golden](golden) or with the bits of another run.
+
+pub mod compare;
+pub mod digest;
+pub mod error;
+pub mod golden;
+pub mod matrix;
+pub mod subject;
+
+pub use error::{Exit, HarnessError, Result};
