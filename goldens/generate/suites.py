@@ -44,7 +44,8 @@ LANGUAGES = {
 
 SMALL_TEXTS = {
     "short-english": "Once there was a girl named",
-    "story-opening": "In a house near the river lived a young baker named Otto. He liked smooth stones and silver fish most of all. One",
+    "story-opening": "In a house near the river lived a young baker named Otto. "
+    "He liked smooth stones and silver fish most of all. One",
     "story-middle": '"Whose lantern is this?" asked Rosa. A wise owl came out and said, "The lantern',
 }
 LARGE_TEXTS = {

@@ -146,7 +146,8 @@ def judge(subject, suite):
     witnesses = [in_f32, in_f64, *legacy(subject, suite, golden, prompts)]
     for w in witnesses:
         where = w.get("file", "")
-        print(f"{subject.name}/{suite}: {w['cases_equal']}/{w['cases_compared']} {w['max_logprob_diff']} {w['witness']} {where}", flush=True)
+        agree = f"{w['cases_equal']}/{w['cases_compared']} {w['max_logprob_diff']}"
+        print(f"{subject.name}/{suite}: {agree} {w['witness']} {where}", flush=True)
     return {
         "suite": suite,
         "golden_sha256": sha256_of(path),
