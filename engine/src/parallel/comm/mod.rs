@@ -1,4 +1,12 @@
 //! Moving bytes between ranks. Transports move, they never add: sums follow the aligned tree.
+//!
+//! From the bottom: a transport (`threads`, `mpi`) delivers bytes between pairs of ranks; `frame` numbers and checks every
+//! message; `collectives` are built once on top of any transport; `handshake` makes sure that all ranks run the same thing.
+
+pub mod collectives;
+pub mod frame;
+pub mod handshake;
+pub mod threads;
 
 use crate::error::Result;
 use std::time::Duration;
@@ -17,7 +25,11 @@ pub trait Transport: Send + Sync {
     /// Number of ranks in the world.
     fn world(&self) -> usize;
     /// Sends `bytes` to rank `to`. Bounded: waits while the peer's queue is full, until the deadline.
-    fn send(&self, to: usize, bytes: &[u8]) -> Result<()>;
+    fn send(&self, to: usize, bytes: &[u8]) -> Result<()> {
+        self.send_parts(to, &[bytes])
+    }
+    /// Sends the concatenation of `parts` as one message, otherwise as [`Transport::send`].
+    fn send_parts(&self, to: usize, parts: &[&[u8]]) -> Result<()>;
     /// Receives the next message of rank `from` into `into` (cleared first).
     fn recv(&self, from: usize, into: &mut Vec<u8>) -> Result<()>;
     /// As [`Transport::recv`], but gives up after `wait` (shorter than the deadline) and says so with `false`.
