@@ -104,7 +104,7 @@ pub struct ModelSpec {
     pub head_dim: usize,
     /// Added to the mean square in RMSNorm.
     pub norm_eps: f32,
-    /// RMSNorm multiplies by `1 + weight` (Gemma).
+    /// RMSNorm multiplies by `1 + weight` (Gemma). A checkpoint's vectors have the one added already.
     pub norm_one_plus: bool,
     /// A norm after attention and after the feed-forward block as well as before (Gemma 3).
     pub sandwich: bool,
