@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_wins_until_load_outweighs_it() {
-        let mut router = router(RoutingPolicy::LongestPrefix, 2);
+        let config = RouterConfig { policy: RoutingPolicy::LongestPrefix, alpha: 0.3, max_requests: 8 };
+        let mut router = Router::new(config, 2);
         assert_eq!(router.assign(&[1, 2]), Some(0));
         assert_eq!(router.assign(&[9]), Some(1));
         assert_eq!(router.assign(&[1, 2, 3]), Some(0), "owner of two of three blocks");
