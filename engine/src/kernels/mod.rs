@@ -1,3 +1,4 @@
 //! Kernels: one op list ([`device::Device`]), a CPU implementation with SIMD twins, a CUDA implementation.
 
 pub mod device;
+pub mod reference;
