@@ -9,10 +9,17 @@ pub mod matrix;
 pub mod spec;
 pub mod tensor;
 
+pub mod decoder;
 mod families;
+pub mod head;
 mod hf;
 mod inventory;
+pub mod links;
+pub mod moe;
 mod rope;
+pub mod stage;
 mod stored;
+pub mod tap;
 #[cfg(test)]
 mod tests;
+pub mod workspace;

@@ -1,0 +1,102 @@
+//! From a deployment to its executors: picks the device and the transport, starts the ranks.
+
+use crate::error::{EngineError, Result};
+use crate::kernels::device::Device;
+use crate::kernels::reference::ReferenceDevice;
+use crate::step::cluster::start_threads;
+use crate::step::local::LocalExecutor;
+use crate::step::plan::Executor;
+use crate::step::rank::Deployment;
+use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+
+/// Where ranks compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceKind {
+    /// The CPU, with the best instruction set that it has.
+    #[default]
+    Cpu,
+    /// The scalar reference: slow, and the oracle of every other device.
+    Reference,
+    /// An NVIDIA GPU; with several ranks, rank `r` takes device `n + r`.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceKind {
+    type Err = EngineError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = || {
+            EngineError::config(
+                "device",
+                format!("`{text}` is not a device"),
+                "use `cpu`, `cuda`, `cuda:N` or `reference`",
+            )
+        };
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "reference" => Ok(Self::Reference),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match text.strip_prefix("cuda:") {
+                Some(number) => number.parse().map(Self::Cuda).map_err(|_| refuse()),
+                None => Err(refuse()),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceKind {
+    type Error = EngineError;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<DeviceKind> for String {
+    fn from(kind: DeviceKind) -> Self {
+        kind.to_string()
+    }
+}
+
+impl std::fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => write!(f, "cpu"),
+            Self::Reference => write!(f, "reference"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+/// Starts the deployment in this process: one executor for each data-parallel replica. A layout of one rank runs in
+/// the caller's thread; any other runs each rank on a thread of its own.
+///
+/// # Errors
+/// What the device, the weights or the layout refuse.
+pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dyn Executor>>> {
+    match kind {
+        // The SIMD device arrives with its kernels; until then the oracle computes.
+        DeviceKind::Cpu | DeviceKind::Reference => start(deployment, |_| Ok(ReferenceDevice::default())),
+        DeviceKind::Cuda(n) => Err(EngineError::Device {
+            device: format!("cuda:{n}"),
+            reason: "this build has no CUDA executor".to_owned(),
+            hint: "use `cpu`".to_owned(),
+        }),
+    }
+}
+
+fn start<D: Device>(
+    deployment: &Deployment,
+    device: impl Fn(usize) -> Result<D>,
+) -> Result<Vec<Box<dyn Executor>>> {
+    if deployment.layout.world() == 1 {
+        return boxed(vec![LocalExecutor::new(deployment, device(0)?)?]);
+    }
+    boxed(start_threads(deployment, device)?)
+}
+
+fn boxed<E: Executor + 'static>(replicas: Vec<E>) -> Result<Vec<Box<dyn Executor>>> {
+    Ok(replicas.into_iter().map(|replica| Box::new(replica) as Box<dyn Executor>).collect())
+}
