@@ -24,13 +24,27 @@ from golden import GENERATE, GOLDENS, command_line, f32, now, platform_line, rea
 from subjects import all_subjects
 
 
+AXES = ("tp", "pp", "ep", "dp")
+FEATURES = {
+    "": {},
+    "chunked": {"enable_chunked_prefill": True, "max_tokens": 64},
+    "prefix": {"enable_prefix_caching": True},
+}
+
+
 @dataclass(frozen=True)
 class Run:
-    """One engine in one layout over one suite."""
+    """One engine in one layout over one suite, perhaps with options of InferenceConfig under a short name."""
 
     engine: str
     sizes: dict = field(default_factory=dict)
     suite: str = "core"
+    feature: str = ""
+
+    @property
+    def options(self):
+        """The arguments of InferenceConfig that the feature stands for."""
+        return FEATURES[self.feature]
 
     @property
     def layout(self):
@@ -40,16 +54,18 @@ class Run:
     @property
     def name(self):
         """The part of the file name that identifies the run."""
-        return f"{self.engine}_{self.layout}" + ("" if self.suite == "core" else f"_{self.suite}")
+        parts = [self.engine, self.layout, self.feature, "" if self.suite == "core" else self.suite]
+        return "_".join(part for part in parts if part)
 
     @property
     def world(self):
-        """Number of processes: experts are spread over the ranks of the dense grid."""
-        return self.sizes.get("pp", 1) * max(self.sizes.get("tp", 1), self.sizes.get("ep", 1))
+        """Number of processes: replicas, stages, and in each the larger of the dense and the expert grid."""
+        tp, pp, ep, dp = (self.sizes.get(axis, 1) for axis in AXES)
+        return dp * pp * max(tp, ep)
 
 
 def runs(*rows):
-    """Rows of (engine, layout sizes, optional suite)."""
+    """Rows of (engine, layout sizes, suite, feature); the last two may be left out."""
     return tuple(Run(*row) for row in rows)
 
 
@@ -63,6 +79,9 @@ LAYOUTS = {
         ("dynamic", {"pp": 2}),
         ("dynamic", {"tp": 2, "pp": 2}),
         ("dynamic", {"tp": 8}),
+        ("dynamic", {"tp": 1}, "core", "chunked"),
+        ("dynamic", {"tp": 1}, "core", "prefix"),
+        ("coordinator", {"tp": 1, "dp": 2}),
     ),
     "moe": runs(
         ("static", {"tp": 1}),
@@ -72,6 +91,7 @@ LAYOUTS = {
         ("dynamic", {"ep": 2}),
         ("dynamic", {"ep": 4}),
         ("dynamic", {"tp": 2, "ep": 2}),
+        ("coordinator", {"ep": 2}),
     ),
     "smollm2-135m": runs(
         ("dynamic", {"tp": 1}),
@@ -91,6 +111,7 @@ def make_job(subject, run, golden, directory, tokenizer, out):
         "directory": str(directory),
         "engine": run.engine,
         **{axis: run.sizes.get(axis, 1) for axis in ("tp", "pp", "ep")},
+        "options": run.options,
         "block_size": subject.block_size,
         "max_sequence_length": min(subject.context, 1024),
         "buffer_size_gb": 0.1 if subject.context <= 512 else 1.0,
@@ -135,11 +156,12 @@ def provenance(subject, run, golden, reference):
         "witness": f"megatron-core {run.engine}",
         "implementation": "megatron-core, unedited, on CPU over gloo; see goldens/generate/legacy_shim.py",
         "engine": run.engine,
-        "layout": {**{axis: run.sizes.get(axis, 1) for axis in ("tp", "pp", "ep")}, "world": run.world},
+        "layout": {**{axis: run.sizes.get(axis, 1) for axis in AXES}, "world": run.world},
+        "options": run.options,
         "versions": found,
         **subject.digests(),
         "dtype": "f32",
-        "attention": "torch functions in place of flash-attention" if run.engine == "dynamic" else "megatron-core local",
+        "attention": "torch functions in place of flash-attention" if run.engine != "static" else "megatron-core local",
         "settings": golden["settings"],
         "prompts_from": {"file": f"{subject.name}/{run.suite}.json", "sha256": sha256_of(reference)},
         "request_ids": {str(i): case["id"] for i, case in enumerate(golden["cases"])},
@@ -159,10 +181,12 @@ def record(subject, run, tokenizer):
         out = scratch / "records.json"
         job = make_job(subject, run, golden, subject.hugging_face_directory(), tokenizer, out)
         launch(job, run.world, scratch)
-        records = rounded(read_json(out))
+        answered = read_json(out)
+    records = rounded(answered["records"])
     folder = GOLDENS / subject.name / "legacy"
     write_json(folder / f"golden_values_{run.name}.json", {str(i): r for i, r in enumerate(records)})
-    write_json(folder / f"golden_values_{run.name}.provenance.json", provenance(subject, run, golden, reference))
+    about = provenance(subject, run, golden, reference) | {"observed": answered["observed"]}
+    write_json(folder / f"golden_values_{run.name}.provenance.json", about)
     equal = sum(r["generated_tokens"] == c["generated_ids"] for r, c in zip(records, golden["cases"], strict=True))
     print(f"{subject.name} {run.name}: {equal} of {len(records)} cases equal, {time.time() - started:.0f} s", flush=True)
 

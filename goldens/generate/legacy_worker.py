@@ -2,10 +2,12 @@
 
 usage: legacy_worker.py JOB.json
 
-JOB.json: {directory, engine, tp, pp, ep, block_size, max_sequence_length, settings, requests: [{prompt, prompt_ids}], out}.
-Rank 0 writes the records, in the order of the requests, to `out`.
+JOB.json: {directory, engine, tp, pp, ep, block_size, max_sequence_length, settings, options,
+requests: [{prompt, prompt_ids}], out}.
+Rank 0 writes {records, observed} to `out`, the records in the order of the requests.
 """
 
+import asyncio
 import json
 import os
 import sys
@@ -106,8 +108,8 @@ def run_static(model, job, tokenizer):
     return records
 
 
-def run_dynamic(model, job, tokenizer, megatron_config):
-    """DynamicInferenceEngine: all requests at once, continuous batching over a paged KV cache."""
+def dynamic_engine(model, job, tokenizer, megatron_config):
+    """DynamicInferenceEngine over a paged KV cache, with the job's options (chunked prefill, prefix caching)."""
     from megatron.core.inference.config import InferenceConfig
     from megatron.core.inference.contexts import DynamicInferenceContext
     from megatron.core.inference.engines import DynamicInferenceEngine
@@ -122,14 +124,26 @@ def run_dynamic(model, job, tokenizer, megatron_config):
         num_cuda_graphs=None,
         unified_memory_level=0,
         materialize_only_last_token_logits=False,
+        **job["options"],
     )
     context = DynamicInferenceContext(model_config=megatron_config, inference_config=inference_config)
     controller = TextGenerationController(GPTInferenceWrapper(model, context), tokenizer)
-    engine = DynamicInferenceEngine(controller=controller, context=context)
+    return DynamicInferenceEngine(controller=controller, context=context)
+
+
+def merged(record):
+    """The finished request of a record (an evicted one has several parts)."""
+    return record.merge() if hasattr(record, "merge") else record
+
+
+def run_dynamic(engine, job, observed):
+    """All requests at once through `generate`: continuous batching. Notes in `observed` what shows that a feature ran."""
     finished = engine.generate([r["prompt_ids"] for r in job["requests"]], sampling_params(job["settings"]))
-    records = []
-    for request, record in zip(job["requests"], finished, strict=True):
-        done = record.merge() if hasattr(record, "merge") else record
+    finished, records = [merged(record) for record in finished], []
+    observed["engine_steps"] = engine.context.step_count
+    observed["prompt_tokens"] = sum(len(r["prompt_ids"]) for r in job["requests"])
+    observed["prompt_tokens_from_prefix_cache"] = sum(done.num_cached_tokens for done in finished)
+    for request, done in zip(job["requests"], finished, strict=True):
         prompt_logprobs, generated = plain(done.prompt_log_probs) or [], plain(done.generated_log_probs) or []
         records.append(
             {
@@ -139,7 +153,7 @@ def run_dynamic(model, job, tokenizer, megatron_config):
                 "latency": seconds_in_engine(done),
                 "ttft": done.ttft,
                 "cuda_graph_request_count_map": None,
-                "step_count": context.step_count,
+                "step_count": engine.context.step_count,
                 "top_n_logprobs": done.generated_top_n_logprobs,
                 "prompt_top_n_logprobs": done.prompt_top_n_logprobs,
                 "prompt_logprobs": prompt_logprobs,
@@ -148,6 +162,40 @@ def run_dynamic(model, job, tokenizer, megatron_config):
             }
         )
     return records
+
+
+async def run_coordinator(engine, job):
+    """All requests at once through InferenceClient and the ZeroMQ data-parallel coordinator, as a served deployment does."""
+    from megatron.core.inference.engines.dynamic_engine import EngineState
+    from megatron.core.inference.inference_client import InferenceClient
+
+    address = await engine.start_listening_to_data_parallel_coordinator(
+        hostname="127.0.0.1", launch_inference_coordinator=True
+    )
+    leader, finished, client = torch.distributed.get_rank() == 0, [], None
+    if leader:
+        client = InferenceClient(address, deserialize=True)
+        client.start()
+        params = sampling_params(job["settings"])
+        finished = await asyncio.gather(*[client.add_request(r["prompt_ids"], params) for r in job["requests"]])
+        client.pause_engines()
+    await engine.wait_until(EngineState.PAUSED)
+    if leader:
+        client.stop_engines()
+    await engine.wait_until(EngineState.STOPPED)
+    if leader:
+        client.shutdown_coordinator()
+        client.stop()
+    return [
+        {
+            "input_prompt": request["prompt"],
+            "generated_text": done.generated_text.replace("\n", "\\n"),
+            "generated_tokens": [int(t) for t in done.generated_tokens],
+            "latency": done.latency,
+            "logprobs": [*(plain(done.prompt_log_probs) or []), *(plain(done.generated_log_probs) or [])],
+        }
+        for request, done in zip(job["requests"], map(merged, finished))
+    ]
 
 
 def main():
@@ -173,12 +221,15 @@ def main():
     model, megatron_config, config = build(job["directory"], layout, job["max_sequence_length"])
     eod = -1 if job["settings"]["ignore_eos"] else job["settings"]["eos_token_ids"][0]
     tokenizer = Tokenizer(job["directory"], config["vocab_size"], eod)
+    observed = {}
     if job["engine"] == "static":
         records = run_static(model, job, tokenizer)
+    elif job["engine"] == "coordinator":
+        records = asyncio.run(run_coordinator(dynamic_engine(model, job, tokenizer, megatron_config), job))
     else:
-        records = run_dynamic(model, job, tokenizer, megatron_config)
+        records = run_dynamic(dynamic_engine(model, job, tokenizer, megatron_config), job, observed)
     if torch.distributed.get_rank() == 0:
-        json.dump(records, open(job["out"], "w", encoding="utf-8"))
+        json.dump({"records": records, "observed": observed}, open(job["out"], "w", encoding="utf-8"))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

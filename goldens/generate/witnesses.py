@@ -23,6 +23,7 @@ from subjects import all_subjects
 from suites import suites_of
 
 PROMPT_LOGITS_LIMIT = 50_000_000
+PROMPT_WRONG = 1e-3  # legacy-engine defects are of the order of 1 to 10; rounding is under 1e-4
 
 
 class EverythingInF64(TorchFunctionMode):
@@ -60,6 +61,17 @@ def compare(case, tokens, logprobs, stop_ids):
         "first_difference": first if verdict == "different" else None,
         "margin_at_difference": case["margins"][first] if verdict == "different" and first < len(reference) else None,
         "max_logprob_diff": largest_difference(case["logprobs"][:agreed], logprobs[:agreed]),
+    }
+
+
+def compare_prompt(logprobs, expected):
+    """Prompt log-probabilities, aligned at the end: a legacy engine leaves out those of cached tokens."""
+    missing = len(expected) - len(logprobs)
+    differences = [abs(a - b) for a, b in zip(logprobs, expected[missing:], strict=True)]
+    return {
+        "prompt_logprobs_missing": missing,
+        "prompt_logprobs_wrong_at": [missing + i for i, d in enumerate(differences) if d > PROMPT_WRONG],
+        "max_prompt_logprob_diff": max((float(f"{d:.3g}") for d in differences if d <= PROMPT_WRONG), default=None),
     }
 
 
@@ -113,16 +125,10 @@ def legacy(subject, suite, golden, prompt_logprobs):
         cases = {case["id"]: case for case in golden["cases"]}
         rows = []
         for request_id, case_id in about["request_ids"].items():
-            record = values[request_id]
-            row = compare(
-                cases[case_id],
-                record["generated_tokens"],
-                record["generated_logprobs"],
-                golden["settings"]["eos_token_ids"],
-            )
-            expected = prompt_logprobs.get(case_id) or []
-            row["max_prompt_logprob_diff"] = largest_difference(record["prompt_logprobs"], expected)
-            rows.append(row)
+            tokens, logprobs = values[request_id]["generated_tokens"], values[request_id]["logprobs"]
+            at = len(logprobs) - len(tokens)  # the prompt's come first
+            row = compare(cases[case_id], tokens, logprobs[at:], golden["settings"]["eos_token_ids"])
+            rows.append(row | compare_prompt(logprobs[:at], prompt_logprobs.get(case_id) or []))
         prompt_differences = [r["max_prompt_logprob_diff"] for r in rows if r["max_prompt_logprob_diff"] is not None]
         found.append(
             summary(
@@ -130,7 +136,11 @@ def legacy(subject, suite, golden, prompt_logprobs):
                 rows,
                 file=f"legacy/{values_path.name}",
                 layout=about["layout"],
+                options=about.get("options", {}),
+                observed=about.get("observed", {}),
                 max_prompt_logprob_diff=max(prompt_differences, default=None),
+                prompt_logprobs_wrong=sum(len(r["prompt_logprobs_wrong_at"]) for r in rows),
+                prompt_logprobs_missing=sum(r["prompt_logprobs_missing"] for r in rows),
             )
         )
     return found
