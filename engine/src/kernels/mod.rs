@@ -1,4 +1,5 @@
 //! Kernels: one op list ([`device::Device`]), a CPU implementation with SIMD twins, a CUDA implementation.
 
+pub mod cpu;
 pub mod device;
 pub mod reference;

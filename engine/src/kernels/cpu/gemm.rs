@@ -1,0 +1,249 @@
+//! Products with packed weights: `y[r, o] = sum_k x[r, k] w[o, k]` by the aligned tree.
+//!
+//! The work is cut into row tiles and panel groups of nearly equal size. A tile of `M` rows and `P` panels keeps its
+//! sums in registers ([`super::gemm_tile`]). One row takes up to eight panels at once, eight memory streams; many rows
+//! take twelve rows and two panels (AVX-512), and a panel group stays in the second-level cache over the row tiles.
+
+use super::gemm_tile::{Tile, TileArgs};
+use super::isa::Isa;
+use super::memory::{Buf, Shared};
+use super::packed::{PANEL, PackedWeight};
+use super::pool::Pool;
+use super::simd::{Kernel, RowKernel, Simd, Stored};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::kernels::device::Packed;
+use std::marker::PhantomData;
+
+/// Row tiles of one task: long enough to reuse a panel group, short enough to share the work.
+const TILES_PER_TASK: usize = 16;
+/// Products with fewer multiplications than this are done by the calling thread alone.
+const SMALL: usize = 1 << 15;
+/// Most panels of a tile.
+const MAX_PANELS: usize = 8;
+
+/// Rows of activations: `rows` rows of `inputs` elements, `stride` elements apart.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// The first element of row 0 is element 0; the last row ends inside the slice.
+    pub x: &'a [f32],
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Number of rows.
+    pub rows: usize,
+}
+
+/// Computes `out[r, 0..outputs]`, rows back to back, with `leaf` inputs per leaf. `scratch` holds tiles of `x`.
+pub fn linear(
+    pool: &mut Pool,
+    isa: Isa,
+    scratch: &mut Buf,
+    out: &mut [f32],
+    x: Rows<'_>,
+    weight_leaf: (&PackedWeight, usize),
+) -> Result<()> {
+    let weight = weight_leaf.0;
+    assert!(out.len() >= x.rows * weight.outputs() && holds(&x, weight.inputs()), "checked by the caller");
+    if x.rows == 0 || weight.outputs() == 0 {
+        return Ok(());
+    }
+    let plan = Plan::new(isa, &x, weight);
+    let tiles = if x.rows == 1 { x.x } else { tile_rows(pool, scratch, &x, &plan)? };
+    match weight.dtype() {
+        DType::F32 => run::<f32>(pool, isa, &plan, tiles, out, weight_leaf),
+        DType::BF16 => run::<half::bf16>(pool, isa, &plan, tiles, out, weight_leaf),
+        DType::F16 => run::<half::f16>(pool, isa, &plan, tiles, out, weight_leaf),
+    }
+}
+
+fn holds(x: &Rows<'_>, inputs: usize) -> bool {
+    x.rows == 0 || x.x.len() >= (x.rows - 1) * x.stride + inputs
+}
+
+/// How a product is cut. Any cut gives the same bits.
+#[derive(Clone, Copy)]
+struct Plan {
+    rows: usize,
+    inputs: usize,
+    panels: usize,
+    /// Row tiles.
+    tiles: usize,
+    /// Runs of row tiles that one task takes.
+    runs: usize,
+    /// Panel groups.
+    groups: usize,
+}
+
+impl Plan {
+    fn new(isa: Isa, x: &Rows<'_>, weight: &PackedWeight) -> Self {
+        let tiles = x.rows.div_ceil(isa.rows());
+        let height = x.rows.div_ceil(tiles);
+        let wide = (isa.accumulators() / height).clamp(1, MAX_PANELS);
+        Self {
+            rows: x.rows,
+            inputs: weight.inputs(),
+            panels: weight.panels(),
+            tiles,
+            runs: tiles.div_ceil(TILES_PER_TASK),
+            groups: weight.panels().div_ceil(wide),
+        }
+    }
+
+    /// First row of tile `t`; rows are spread evenly over the tiles.
+    fn row(&self, t: usize) -> usize {
+        t * self.rows / self.tiles
+    }
+}
+
+/// Copies `x` into tiles `[tile][k][rows of the tile]`, so that a step along `k` reads one short run.
+fn tile_rows<'s>(pool: &mut Pool, scratch: &'s mut Buf, x: &Rows<'_>, plan: &Plan) -> Result<&'s [f32]> {
+    scratch.grow(x.rows * plan.inputs)?;
+    let to = Shared::of(scratch.as_mut_slice());
+    let grain = if x.rows * plan.inputs < SMALL { plan.tiles } else { 1 };
+    pool.run_items(plan.tiles, grain, &|tiles, _| {
+        for t in tiles {
+            let (lo, hi) = (plan.row(t), plan.row(t + 1));
+            // SAFETY: tile `t` owns elements `lo * inputs..hi * inputs` of the scratch buffer, `x` holds its rows
+            // (asserted in `linear`).
+            unsafe {
+                tile(
+                    to.get().add(lo * plan.inputs),
+                    x.x.as_ptr().add(lo * x.stride),
+                    x.stride,
+                    (hi - lo, plan.inputs),
+                )
+            };
+        }
+    })?;
+    Ok(scratch.as_slice())
+}
+
+/// `to[k, i] = from[i, k]` for `m` rows of `inputs` elements.
+///
+/// # Safety
+/// `from` has `m` rows, `stride` apart, and `to` has `m * inputs` elements.
+unsafe fn tile(to: *mut f32, from: *const f32, stride: usize, (m, inputs): (usize, usize)) {
+    for lo in (0..inputs).step_by(PANEL) {
+        let n = PANEL.min(inputs - lo);
+        for i in 0..m {
+            // SAFETY: `lo + k < inputs`, `i < m`.
+            unsafe {
+                let from = from.add(i * stride + lo);
+                let to = to.add(lo * m + i);
+                for k in 0..n {
+                    *to.add(k * m) = *from.add(k);
+                }
+            }
+        }
+    }
+}
+
+fn run<W: Stored>(
+    pool: &mut Pool,
+    isa: Isa,
+    plan: &Plan,
+    tiles: &[f32],
+    out: &mut [f32],
+    (weight, leaf): (&PackedWeight, usize),
+) -> Result<()> {
+    let outputs = weight.outputs();
+    let out = Shared::of(out);
+    let weight = Shared::new(weight.as_ptr().cast::<W>().cast_mut());
+    let task = |index: usize, _: usize| {
+        let (group, run) = (index / plan.runs, index % plan.runs);
+        let part = Part::<W> {
+            plan,
+            x: tiles.as_ptr(),
+            weight: weight.get(),
+            out: out.get(),
+            outputs,
+            leaf,
+            panels: (group * plan.panels / plan.groups, (group + 1) * plan.panels / plan.groups),
+            tiles: (run * plan.tiles / plan.runs, (run + 1) * plan.tiles / plan.runs),
+        };
+        // SAFETY: parts write disjoint rectangles of `out`, whose size `linear` asserted, and read `tiles` and
+        // the packed weight inside their sizes, which the plan was made from.
+        unsafe { isa.run(part) }
+    };
+    let tasks = plan.groups * plan.runs;
+    if plan.rows * plan.inputs * outputs < SMALL {
+        return pool.run(1, &|_, thread| (0..tasks).for_each(|index| task(index, thread)));
+    }
+    pool.run(tasks, &task)
+}
+
+/// A rectangle of the output: some panels, some row tiles.
+struct Part<'a, W> {
+    plan: &'a Plan,
+    x: *const f32,
+    weight: *const W,
+    out: *mut f32,
+    outputs: usize,
+    leaf: usize,
+    panels: (usize, usize),
+    tiles: (usize, usize),
+}
+
+impl<W: Stored> Kernel for Part<'_, W> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (first, last) = self.panels;
+        let panel = self.plan.inputs * PANEL;
+        for t in self.tiles.0..self.tiles.1 {
+            let (lo, hi) = (self.plan.row(t), self.plan.row(t + 1));
+            // SAFETY: by the caller; row `lo` and panel `first` exist.
+            unsafe {
+                let args = TileArgs {
+                    x: self.x.add(lo * self.plan.inputs),
+                    weight: self.weight.add(first * panel),
+                    panel,
+                    inputs: self.plan.inputs,
+                    leaf: self.leaf,
+                    out: self.out.add(lo * self.outputs + first * PANEL),
+                    stride: self.outputs,
+                    lanes: (self.outputs - (last - 1) * PANEL).min(PANEL),
+                };
+                S::rows(hi - lo, ByPanels { args, panels: last - first });
+            }
+        }
+    }
+}
+
+/// Makes the number of panels a constant too.
+struct ByPanels<W> {
+    args: TileArgs<W>,
+    panels: usize,
+}
+
+/// Calls the tile of `$p` panels if its sums fit into the registers.
+macro_rules! tile_of {
+    ($self:ident, $s:ty, $m:ident, $p:literal) => {
+        if const { $m * $p <= <$s>::ACCUMULATORS } {
+            <$s>::call(Tile::<W, $m, $p> { args: $self.args, stored: PhantomData })
+        } else {
+            unreachable!("tile of {} rows, {} panels", $m, $p)
+        }
+    };
+}
+
+impl<W: Stored> RowKernel for ByPanels<W> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, const M: usize>(self) {
+        // SAFETY: by the caller.
+        unsafe {
+            match self.panels {
+                1 => tile_of!(self, S, M, 1),
+                2 => tile_of!(self, S, M, 2),
+                3 => tile_of!(self, S, M, 3),
+                4 => tile_of!(self, S, M, 4),
+                5 => tile_of!(self, S, M, 5),
+                6 => tile_of!(self, S, M, 6),
+                7 => tile_of!(self, S, M, 7),
+                8 => tile_of!(self, S, M, 8),
+                panels => unreachable!("tile of {panels} panels"),
+            }
+        }
+    }
+}
