@@ -182,11 +182,10 @@ impl ConfigJson {
     /// Refuses the first key that nobody took and that is not known to be inert. Null says nothing, so it passes.
     pub(crate) fn finish(&self) -> Result<()> {
         let taken = self.taken.borrow();
-        let unknown = self.map.iter().find(|(key, value)| {
-            !taken.contains(*key)
-                && !value.is_null()
-                && !(self.prefix.is_empty() && INERT.contains(&key.as_str()))
-        });
+        let inert = |key: &str| self.prefix.is_empty() && INERT.contains(&key);
+        let overlooked =
+            |key: &String, value: &Value| !value.is_null() && !taken.contains(key) && !inert(key);
+        let unknown = self.map.iter().find(|(key, value)| overlooked(key, value));
         match unknown {
             None => Ok(()),
             Some((key, _)) => Err(self.refuse(

@@ -1,3 +1,9 @@
-//! Tests of the loaders. Files are built here byte by byte, by code that shares nothing with the readers.
+//! Tests of the loaders. Damaged files are built here byte by byte, by code that shares nothing with the readers.
 
+mod build;
 mod fixtures;
+mod formats;
+mod gguf_blocks;
+mod refused_configs;
+mod refused_files;
+mod refused_gguf;
