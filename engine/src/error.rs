@@ -85,6 +85,14 @@ pub enum EngineError {
         /// Which verb leads out of this state.
         hint: String,
     },
+    /// The model gave logits that are no numbers; no token comes of such a row.
+    #[error("request {request}: the logits after position {position} are not finite")]
+    NonFinite {
+        /// The request, as numbered by the engine.
+        request: u64,
+        /// Absolute position of the token whose row it is.
+        position: usize,
+    },
     /// A bounded queue is full: back off and try again.
     #[error("overloaded: {reason}")]
     Overloaded {
@@ -115,6 +123,7 @@ impl EngineError {
             | Self::Layout { hint, .. }
             | Self::Device { hint, .. }
             | Self::Lifecycle { hint, .. } => Some(hint),
+            Self::NonFinite { .. } => Some("check the weights; other requests are not affected"),
             Self::Overloaded { .. } => Some("retry later, or raise the queue bound"),
             Self::Comm { .. } | Self::Cancelled { .. } | Self::Internal { .. } => None,
         }

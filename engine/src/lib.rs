@@ -3,6 +3,7 @@
 //!
 //! See `ARCHITECTURE.md` for the rooms of this crate and the life of a request.
 
+pub mod cache;
 pub mod config;
 pub mod coordinator;
 pub mod dtype;
@@ -12,6 +13,8 @@ pub mod model;
 pub mod numerics;
 pub mod parallel;
 pub mod request;
+pub mod sample;
+pub mod schedule;
 pub mod step;
 
 pub use error::{EngineError, Result};

@@ -35,6 +35,14 @@ pub struct Chunk {
     pub inner: Want,
 }
 
+impl Chunk {
+    /// Rows of the chunk of which something is wanted.
+    pub fn wanted_rows(&self) -> usize {
+        let inner = if self.inner == Want::Nothing { 0 } else { self.len as usize - 1 };
+        inner + usize::from(self.last != Want::Nothing)
+    }
+}
+
 /// One step of one data-parallel replica, as plain data. Buffers are reused from step to step.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepPlan {

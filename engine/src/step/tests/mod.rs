@@ -1,0 +1,4 @@
+//! The engine over the simulated executor.
+
+mod basics;
+mod support;
