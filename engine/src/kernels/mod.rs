@@ -1,5 +1,6 @@
 //! Kernels: one op list ([`device::Device`]), a CPU implementation with SIMD twins, a CUDA implementation.
 
+pub mod certify;
 pub mod cpu;
 pub mod cuda;
 pub mod device;

@@ -30,11 +30,20 @@ impl<B: Backend> KvStore<B> {
     }
 
     /// Addresses of the keys and values of `layer`, after checking that plan and heads fit this storage.
-    fn of(&self, op: &'static str, layer: usize, heads: &HeadMap, blocks: (usize, usize)) -> Result<(u64, u64)> {
+    fn of(
+        &self,
+        op: &'static str,
+        layer: usize,
+        heads: &HeadMap,
+        blocks: (usize, usize),
+    ) -> Result<(u64, u64)> {
         let (s, (end, block_size)) = (self.shape, blocks);
         require(op, layer < s.layers, || format!("layer {layer} of {}", s.layers))?;
         require(op, heads.kv_heads == s.kv_heads && heads.head_dim == s.head_dim, || {
-            format!("{} heads of {} in storage for {} of {}", heads.kv_heads, heads.head_dim, s.kv_heads, s.head_dim)
+            format!(
+                "{} heads of {} in storage for {} of {}",
+                heads.kv_heads, heads.head_dim, s.kv_heads, s.head_dim
+            )
         })?;
         require(op, block_size == s.block_size && end <= s.blocks, || {
             format!("blocks up to {end} of {block_size} tokens in a pool of {} of {}", s.blocks, s.block_size)

@@ -16,7 +16,8 @@ pub fn header() -> String {
     for (name, value) in named() {
         let _ = writeln!(text, "#define {name} __uint_as_float(0x{:08x}u)  // {value:e}", value.to_bits());
     }
-    for (name, value) in [("ROW_LEAF", profile::ROW_LEAF), ("CHAINS", profile::CHAINS), ("SPLIT", profile::KEY_SPLIT)]
+    for (name, value) in
+        [("ROW_LEAF", profile::ROW_LEAF), ("CHAINS", profile::CHAINS), ("SPLIT", profile::KEY_SPLIT)]
     {
         let _ = writeln!(text, "#define {name} {value}");
     }

@@ -12,7 +12,9 @@ use super::pointwise::activation_code;
 use super::weights::PackedWeight;
 use super::{linear, weights};
 use crate::error::Result;
-use crate::kernels::device::{AttentionArgs, Device, Experts, HeadMap, KvShape, NormArgs, RouteArgs, Routing};
+use crate::kernels::device::{
+    AttentionArgs, Device, Experts, HeadMap, KvShape, NormArgs, RouteArgs, Routing,
+};
 use crate::model::matrix::MatrixView;
 use crate::model::spec::{Activation, Rope};
 use crate::parallel::tree::Step;
@@ -173,7 +175,13 @@ impl<B: Backend> Device for KernelDevice<B> {
         self.embed_rows(out, table, first, ids, scale)
     }
 
-    fn rms_norm(&mut self, out: &mut Buffer<B>, x: &Buffer<B>, weight: &Buffer<B>, args: NormArgs) -> Result<()> {
+    fn rms_norm(
+        &mut self,
+        out: &mut Buffer<B>,
+        x: &Buffer<B>,
+        weight: &Buffer<B>,
+        args: NormArgs,
+    ) -> Result<()> {
         let len = product("rms_norm", args.rows, args.stride)?;
         self.norm(out.span("rms_norm", 0, len)?, x.span("rms_norm", 0, len)?, weight, args)
     }
@@ -213,7 +221,13 @@ impl<B: Backend> Device for KernelDevice<B> {
         self.rotate(qkv, heads, rope)
     }
 
-    fn append_kv(&mut self, kv: &mut KvStore<B>, qkv: &Buffer<B>, layer: usize, heads: &HeadMap) -> Result<()> {
+    fn append_kv(
+        &mut self,
+        kv: &mut KvStore<B>,
+        qkv: &Buffer<B>,
+        layer: usize,
+        heads: &HeadMap,
+    ) -> Result<()> {
         self.append(kv, qkv, layer, heads)
     }
 

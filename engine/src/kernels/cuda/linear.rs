@@ -2,7 +2,7 @@
 
 use super::args::{LinearKernel, Product};
 use super::backend::{Backend, Shape};
-use super::check::{Buffer, narrow, require};
+use super::check::{Buffer, narrow, product};
 use super::kernel::Kernel;
 use super::weights::{PackedWeight, TILE_OUTPUTS, chunk};
 use crate::dtype::DType;
@@ -33,17 +33,21 @@ struct Family {
 const fn family(dtype: DType) -> Family {
     use Kernel as K;
     match dtype {
-        DType::F32 => {
-            Family { rows: [K::Rows1F32, K::Rows2F32, K::Rows4F32, K::Rows8F32], any: K::AnyF32, tile: K::TileF32 }
-        }
+        DType::F32 => Family {
+            rows: [K::Rows1F32, K::Rows2F32, K::Rows4F32, K::Rows8F32],
+            any: K::AnyF32,
+            tile: K::TileF32,
+        },
         DType::BF16 => Family {
             rows: [K::Rows1Bf16, K::Rows2Bf16, K::Rows4Bf16, K::Rows8Bf16],
             any: K::AnyBf16,
             tile: K::TileBf16,
         },
-        DType::F16 => {
-            Family { rows: [K::Rows1F16, K::Rows2F16, K::Rows4F16, K::Rows8F16], any: K::AnyF16, tile: K::TileF16 }
-        }
+        DType::F16 => Family {
+            rows: [K::Rows1F16, K::Rows2F16, K::Rows4F16, K::Rows8F16],
+            any: K::AnyF16,
+            tile: K::TileF16,
+        },
     }
 }
 
@@ -72,17 +76,13 @@ pub fn linear<B: Backend>(
     rows: usize,
 ) -> Result<()> {
     let (stride, offset) = stride_offset;
-    require("linear", offset + weight.inputs() <= stride, || {
-        format!("{} inputs at {offset} do not fit rows of {stride}", weight.inputs())
-    })?;
     if rows == 0 {
         return Ok(());
     }
-    let x = Rows { address: x.span("linear", 0, rows * stride)? + 4 * offset as u64, stride };
-    let out = Rows {
-        address: out.0.span("linear", out.1, rows * weight.outputs())?,
-        stride: weight.outputs(),
-    };
+    let end = product("linear", rows - 1, stride)?.saturating_add(weight.inputs());
+    let x = Rows { address: x.span("linear", offset, end)?, stride };
+    let out =
+        Rows { address: out.0.span("linear", out.1, rows * weight.outputs())?, stride: weight.outputs() };
     let single = Product { weight: weight.address(), row: 0, rows: narrow("linear", rows)? };
     launch(backend, (out, x), weight, single, None)
 }
@@ -135,7 +135,11 @@ impl Choice {
         let outputs = weight.outputs();
         if aligned && rows >= TILED_ROWS && leaves < 256 {
             let grid = [narrow("linear", outputs.div_ceil(128))?, narrow("linear", rows.div_ceil(128))?, 1];
-            return Ok(Self { kernel: family.tile, shape: Shape { grid, threads: 256, shared: 0 }, warps_per_tile: 0 });
+            return Ok(Self {
+                kernel: family.tile,
+                shape: Shape { grid, threads: 256, shared: 0 },
+                warps_per_tile: 0,
+            });
         }
         let warps = leaves.div_ceil(4).next_power_of_two().min(8);
         let tiles = 8 / warps;

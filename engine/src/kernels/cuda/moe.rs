@@ -43,7 +43,10 @@ impl Assignment {
         }
     }
 
-    fn products<'a, B: Backend>(&'a self, weight: impl Fn(usize) -> &'a PackedWeight<B> + 'a) -> Vec<Product> {
+    fn products<'a, B: Backend>(
+        &'a self,
+        weight: impl Fn(usize) -> &'a PackedWeight<B> + 'a,
+    ) -> Vec<Product> {
         let one = |(index, row, rows): &(usize, u32, u32)| Product {
             weight: weight(*index).address(),
             row: *row,
@@ -66,7 +69,12 @@ fn check_routing(op: &'static str, routing: &Routing, rows: usize) -> Result<()>
 
 impl<B: Backend> KernelDevice<B> {
     /// Chooses experts; the routing comes to the host.
-    pub(super) fn choose(&mut self, routing: &mut Routing, logits: &Buffer<B>, args: RouteArgs) -> Result<()> {
+    pub(super) fn choose(
+        &mut self,
+        routing: &mut Routing,
+        logits: &Buffer<B>,
+        args: RouteArgs,
+    ) -> Result<()> {
         let (rows, top_k) = (args.rows, args.top_k);
         require("route", (1..=MOST_CHOSEN.min(args.experts)).contains(&top_k), || {
             format!("{top_k} of {} experts; 1 to {MOST_CHOSEN} can be chosen on a GPU", args.experts)
@@ -78,7 +86,9 @@ impl<B: Backend> KernelDevice<B> {
             threads: 32,
             shared: narrow("route", 4 * (args.experts + leaves))?,
         };
-        require("route", shape.shared <= 48 * 1024, || format!("{} experts do not fit a block", args.experts))?;
+        require("route", shape.shared <= 48 * 1024, || {
+            format!("{} experts do not fit a block", args.experts)
+        })?;
         let kernel = RouteKernel {
             ids: self.work.span("route", 0, 2 * chosen)?,
             weights: self.work.span("route", chosen, chosen)?,
@@ -112,15 +122,28 @@ impl<B: Backend> KernelDevice<B> {
         check_routing("experts", routing, rows)?;
         let Some(first) = experts.gate_up.first() else { return Ok(()) };
         let nodes = experts.down.first().map_or(0, Vec::len);
-        require("experts", experts.ids.len() == experts.gate_up.len() && experts.ids.len() == experts.down.len(), || {
-            format!("{} ids for {} and {} weights", experts.ids.len(), experts.gate_up.len(), experts.down.len())
-        })?;
+        require(
+            "experts",
+            experts.ids.len() == experts.gate_up.len() && experts.ids.len() == experts.down.len(),
+            || {
+                format!(
+                    "{} ids for {} and {} weights",
+                    experts.ids.len(),
+                    experts.gate_up.len(),
+                    experts.down.len()
+                )
+            },
+        )?;
         let alike = |w: &PackedWeight<B>, of: &PackedWeight<B>| {
-            (w.inputs(), w.outputs(), w.dtype(), w.leaf()) == (of.inputs(), of.outputs(), of.dtype(), of.leaf())
+            (w.inputs(), w.outputs(), w.dtype(), w.leaf())
+                == (of.inputs(), of.outputs(), of.dtype(), of.leaf())
         };
         let same = experts.gate_up.iter().all(|w| alike(w, first))
             && experts.down.iter().all(|d| {
-                d.len() == nodes && d.iter().zip(&experts.down[0]).all(|(w, of)| alike(w, of) && w.outputs() == first.inputs())
+                d.len() == nodes
+                    && d.iter()
+                        .zip(&experts.down[0])
+                        .all(|(w, of)| alike(w, of) && w.outputs() == first.inputs())
             });
         require("experts", same && first.outputs() % 2 == 0, || "experts differ in shape".to_owned())?;
         let (hidden, inner) = (first.inputs(), first.outputs() / 2);

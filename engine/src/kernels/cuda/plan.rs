@@ -24,7 +24,12 @@ pub struct Region {
 
 impl Region {
     /// Uploads plain values; an error names what to lower when they do not fit.
-    pub fn upload<B: Backend, T: bytemuck::Pod>(self, backend: &mut B, what: &str, values: &[T]) -> Result<u64> {
+    pub fn upload<B: Backend, T: bytemuck::Pod>(
+        self,
+        backend: &mut B,
+        what: &str,
+        values: &[T],
+    ) -> Result<u64> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         if bytes.len() > self.bytes {
             return Err(EngineError::Device {
@@ -76,7 +81,9 @@ impl DevicePlan {
         block_size: usize,
         region: Region,
     ) -> Result<()> {
-        require("begin", block_size.is_power_of_two(), || format!("block size {block_size} is not a power of two"))?;
+        require("begin", block_size.is_power_of_two(), || {
+            format!("block size {block_size} is not a power of two")
+        })?;
         require("begin", plan.rows() <= MAX_ROWS, || {
             format!("{} tokens in one step; at most {MAX_ROWS} are possible on a GPU", plan.rows())
         })?;
@@ -89,9 +96,11 @@ impl DevicePlan {
         for chunk in &plan.chunks {
             let (row, len, start) = (chunk.first_token as usize, chunk.len as usize, chunk.start as usize);
             let table = (chunk.first_block as usize, chunk.num_blocks as usize);
-            require("begin", len > 0 && row + len <= self.rows && table.0 + table.1 <= plan.blocks.len(), || {
-                format!("chunk of request {} lies outside the plan", chunk.request)
-            })?;
+            require(
+                "begin",
+                len > 0 && row + len <= self.rows && table.0 + table.1 <= plan.blocks.len(),
+                || format!("chunk of request {} lies outside the plan", chunk.request),
+            )?;
             require("begin", start + len <= MAX_POSITIONS && start + len <= table.1 * block_size, || {
                 format!("{} positions of request {} are not covered", start + len, chunk.request)
             })?;
@@ -142,7 +151,9 @@ pub fn head_groups(heads: &HeadMap, most: usize, groups: &mut Vec<HeadGroup>) ->
     })?;
     groups.clear();
     for (q, kv) in heads.kv_of_q.iter().enumerate() {
-        require("attention", *kv < heads.kv_heads, || format!("query head {q} reads key head {kv}, which is not here"))?;
+        require("attention", *kv < heads.kv_heads, || {
+            format!("query head {q} reads key head {kv}, which is not here")
+        })?;
         match groups.last_mut() {
             Some(last) if last.kv_head == *kv as u32 && (last.count as usize) < most => last.count += 1,
             _ => groups.push(HeadGroup { kv_head: *kv as u32, first_q: q as u32, count: 1, unused: 0 }),

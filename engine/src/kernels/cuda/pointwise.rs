@@ -1,6 +1,8 @@
 //! Norm, elementwise operators, embedding rows and the head's reductions on the device.
 
-use super::args::{ExpSumsKernel, FOLD_STEPS, FoldKernel, GatedKernel, GatherKernel, NormKernel, PointKernel, RowMaxKernel};
+use super::args::{
+    ExpSumsKernel, FOLD_STEPS, FoldKernel, GatedKernel, GatherKernel, NormKernel, PointKernel, RowMaxKernel,
+};
 use super::backend::{Backend, Shape};
 use super::check::{Buffer, narrow, over, product, require};
 use super::device::KernelDevice;
@@ -28,9 +30,16 @@ pub const fn activation_code(activation: Activation) -> u32 {
 impl<B: Backend> KernelDevice<B> {
     /// RMSNorm from `x` to `out`, which may be the same address.
     pub(super) fn norm(&mut self, out: u64, x: u64, weight: &Buffer<B>, args: NormArgs) -> Result<()> {
-        require("rms_norm", args.width > 0 && args.offset + args.segments * args.width <= args.stride, || {
-            format!("{} segments of {} at {} in rows of {}", args.segments, args.width, args.offset, args.stride)
-        })?;
+        require(
+            "rms_norm",
+            args.width > 0 && args.offset + args.segments * args.width <= args.stride,
+            || {
+                format!(
+                    "{} segments of {} at {} in rows of {}",
+                    args.segments, args.width, args.offset, args.stride
+                )
+            },
+        )?;
         let leaves = args.width.div_ceil(ROW_LEAF);
         let kernel = NormKernel {
             out,
@@ -46,7 +55,9 @@ impl<B: Backend> KernelDevice<B> {
             threads: narrow("rms_norm", (leaves * CHAINS).next_multiple_of(32).min(256))?,
             shared: narrow("rms_norm", leaves * 4)?,
         };
-        require("rms_norm", shape.shared <= 48 * 1024, || format!("width {} does not fit a block", args.width))?;
+        require("rms_norm", shape.shared <= 48 * 1024, || {
+            format!("width {} does not fit a block", args.width)
+        })?;
         self.backend.launch(Kernel::RmsNorm, shape, &kernel)
     }
 
@@ -62,7 +73,13 @@ impl<B: Backend> KernelDevice<B> {
     }
 
     /// Rows by index.
-    pub(super) fn gather_rows(&mut self, out: &mut Buffer<B>, x: &Buffer<B>, rows: &[u32], width: usize) -> Result<()> {
+    pub(super) fn gather_rows(
+        &mut self,
+        out: &mut Buffer<B>,
+        x: &Buffer<B>,
+        rows: &[u32],
+        width: usize,
+    ) -> Result<()> {
         let end = rows.iter().map(|r| *r as usize + 1).max().unwrap_or(0);
         x.span("gather", 0, product("gather", end, width)?)?;
         let len = product("gather", rows.len(), width)?;
@@ -135,7 +152,13 @@ impl<B: Backend> KernelDevice<B> {
     }
 
     /// Largest logit of each row and its lowest column; chunks of columns on the device, their winners here.
-    pub(super) fn winners(&mut self, logits: &Buffer<B>, rows: usize, width: usize, out: &mut Vec<(f32, u32)>) -> Result<()> {
+    pub(super) fn winners(
+        &mut self,
+        logits: &Buffer<B>,
+        rows: usize,
+        width: usize,
+        out: &mut Vec<(f32, u32)>,
+    ) -> Result<()> {
         out.clear();
         if rows == 0 {
             return Ok(());

@@ -71,7 +71,12 @@ impl<B: Backend> PackedWeight<B> {
     }
 
     /// Packs matrices stacked along the outputs. `staging` is device memory for rows on their way.
-    pub fn pack(backend: &mut B, parts: &[MatrixView<'_>], leaf: usize, staging: (u64, usize)) -> Result<Self> {
+    pub fn pack(
+        backend: &mut B,
+        parts: &[MatrixView<'_>],
+        leaf: usize,
+        staging: (u64, usize),
+    ) -> Result<Self> {
         let Some(first) = parts.first() else { return refuse("pack", "no matrix was given") };
         require("pack", parts.iter().all(|p| p.cols == first.cols), || {
             "stacked matrices differ in their inputs".to_owned()
@@ -91,7 +96,13 @@ impl<B: Backend> PackedWeight<B> {
     }
 
     /// Packs one matrix at output `first`, as many rows at a time as the staging memory holds.
-    fn pack_part(&self, backend: &mut B, part: &MatrixView<'_>, first: usize, staging: (u64, usize)) -> Result<()> {
+    fn pack_part(
+        &self,
+        backend: &mut B,
+        part: &MatrixView<'_>,
+        first: usize,
+        staging: (u64, usize),
+    ) -> Result<()> {
         let row_bytes = product("pack", part.cols, self.dtype.size())?;
         let slab = (staging.1 / row_bytes).min(32_768);
         require("pack", slab > 0, || {
