@@ -3,9 +3,13 @@
 //! From the bottom: a transport (`threads`, `mpi`) delivers bytes between pairs of ranks; `frame` numbers and checks every
 //! message; `collectives` are built once on top of any transport; `handshake` makes sure that all ranks run the same thing.
 
+#[cfg(feature = "faults")]
+pub mod chaos;
 pub mod collectives;
 pub mod frame;
 pub mod handshake;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod threads;
 
 use crate::error::Result;
