@@ -1,1 +1,6 @@
-//! tests
+//! Support of the black-box suites: models at hand, the layouts that must agree, and a recorder of logits.
+
+pub mod drive;
+pub mod layouts;
+pub mod models;
+pub mod record;
