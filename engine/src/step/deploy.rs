@@ -1,6 +1,7 @@
 //! From a deployment to its executors: picks the device and the transport, starts the ranks.
 
 use crate::error::{EngineError, Result};
+use crate::kernels::cpu::CpuDevice;
 use crate::kernels::device::Device;
 use crate::kernels::reference::ReferenceDevice;
 use crate::step::cluster::start_threads;
@@ -77,8 +78,11 @@ impl std::fmt::Display for DeviceKind {
 /// What the device, the weights or the layout refuse.
 pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dyn Executor>>> {
     match kind {
-        // The SIMD device arrives with its kernels; until then the oracle computes.
-        DeviceKind::Cpu | DeviceKind::Reference => start(deployment, |_| Ok(ReferenceDevice::default())),
+        DeviceKind::Cpu => {
+            let threads = deployment.threads(deployment.layout.world());
+            start(deployment, |_| CpuDevice::new(threads, None))
+        }
+        DeviceKind::Reference => start(deployment, |_| Ok(ReferenceDevice::default())),
         DeviceKind::Cuda(n) => Err(EngineError::Device {
             device: format!("cuda:{n}"),
             reason: "this build has no CUDA executor".to_owned(),
