@@ -212,6 +212,7 @@ fn refuse_variants(config: &ConfigJson) -> Result<()> {
         ("is_encoder_decoder", "an encoder"),
         ("add_cross_attention", "cross-attention"),
         ("rope_interleaved", "interleaved rotary pairs"),
+        ("use_mrope", "rotary positions of several dimensions"),
     ] {
         config.must_be_off(key, what, "use a model of this family without it")?;
     }

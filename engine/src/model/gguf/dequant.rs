@@ -9,9 +9,9 @@ use half::f16;
 /// the length.
 pub(crate) fn dequantise(encoding: Encoding, bytes: &[u8]) -> Vec<u8> {
     let (elements, size) = encoding.block();
-    let mut out = Vec::with_capacity(bytes.len() / size * elements * 4);
+    let mut out = vec![0; bytes.len() / size * elements * 4];
     let mut values = [0f32; 256];
-    for block in bytes.chunks_exact(size) {
+    for (block, out) in bytes.chunks_exact(size).zip(out.chunks_exact_mut(elements * 4)) {
         let values = &mut values[..elements];
         match encoding {
             Encoding::Plain(dtype) => values[0] = dtype.read(block, 0),
@@ -23,7 +23,9 @@ pub(crate) fn dequantise(encoding: Encoding, bytes: &[u8]) -> Vec<u8> {
             Encoding::Q5K => q5_k(block, values),
             Encoding::Q6K => q6_k(block, values),
         }
-        out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        for (bytes, value) in out.chunks_exact_mut(4).zip(values) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
     }
     out
 }

@@ -14,16 +14,20 @@ const SIZE_LIMIT: u64 = (1 << 31) - 1;
 
 /// Keys that cannot change an answer: bookkeeping, training, and defaults of the publisher's own tools.
 const INERT: &[&str] = &[
+    "_attn_implementation",
     "_attn_implementation_autoset",
     "_from_model_config",
+    "_model_name_or_path",
     "_name_or_path",
     "_sliding_window_pattern",
     "attention_dropout",
     "cache_implementation",
     "chunk_size_feed_forward",
     "dtype",
+    "id2label",
     "initializer_range",
     "is_llama_config",
+    "label2id",
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",
@@ -33,10 +37,15 @@ const INERT: &[&str] = &[
     "router_aux_loss_coef",
     "router_jitter_noise",
     "sep_token_id",
+    "task_specific_params",
+    "tokenizer_class",
     "torch_dtype",
+    "torchscript",
     "transformers.js_config",
     "transformers_version",
     "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
 ];
 
