@@ -50,14 +50,14 @@ impl BlockHasher {
 }
 
 /// The 63-bit form that travels on the wire: always positive, so that 0 can mean "no parent" and -1 "not hashed".
-pub fn published(digest: &Digest) -> i64 {
+pub fn published(digest: &Digest) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
-    (u64::from_le_bytes(first) % (i64::MAX as u64)) as i64 + 1
+    u64::from_le_bytes(first) % (i64::MAX as u64) + 1
 }
 
 /// Published hashes of the complete blocks of `tokens`, for routing.
-pub fn block_hashes(tokens: &[u32], block_size: usize, weight_version: u64) -> Vec<i64> {
+pub fn block_hashes(tokens: &[u32], block_size: usize, weight_version: u64) -> Vec<u64> {
     let mut hasher = BlockHasher::new(weight_version);
     tokens.chunks_exact(block_size).map(|block| published(&hasher.push(block))).collect()
 }
@@ -71,8 +71,8 @@ mod tests {
     fn the_chain_is_megatrons() {
         assert_eq!(block_hashes(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 4, 0), [GOLDEN_0, GOLDEN_1]);
     }
-    const GOLDEN_0: i64 = 2_169_646_968_702_219_264;
-    const GOLDEN_1: i64 = 1_548_982_756_790_257_953;
+    const GOLDEN_0: u64 = 2_169_646_968_702_219_264;
+    const GOLDEN_1: u64 = 1_548_982_756_790_257_953;
 
     #[test]
     fn only_complete_blocks_are_named_and_the_whole_prefix_counts() {
@@ -94,6 +94,6 @@ mod tests {
     #[test]
     fn the_published_form_is_never_zero_or_negative() {
         assert_eq!(published(&[0; 32]), 1);
-        assert_eq!(published(&[0xff; 32]), (u64::MAX % (i64::MAX as u64)) as i64 + 1);
+        assert_eq!(published(&[0xff; 32]), u64::MAX % (i64::MAX as u64) + 1);
     }
 }

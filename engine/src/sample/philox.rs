@@ -35,6 +35,12 @@ impl RandomStream {
         Self { seed, key }
     }
 
+    /// The stream of another request under the same seed.
+    #[cfg(any(test, feature = "faults"))]
+    pub(crate) fn keyed(self, key: u64) -> Self {
+        Self { key, ..self }
+    }
+
     /// Uniform in `[0, 1)`, a multiple of `2^-24`, for the token that is to stand at absolute `position`.
     pub fn uniform(&self, position: u64) -> f32 {
         let counter = [position as u32, (position >> 32) as u32, self.key as u32, (self.key >> 32) as u32];

@@ -80,6 +80,14 @@ impl DynamicInferenceContext {
         }
     }
 
+    /// Makes blocks shareable that are not written yet.
+    #[cfg(any(test, feature = "faults"))]
+    pub(crate) fn share(&mut self, index: usize, complete: usize) {
+        if let Some(active) = self.active.get_mut(index) {
+            active.share(complete, &mut self.pool, self.block_size, self.weight_version);
+        }
+    }
+
     /// Ends the request at `index`; the younger ones move up.
     pub(crate) fn finish(&mut self, index: usize, verdict: Verdict<'_>) -> RequestOutput {
         self.active.remove(index).finish(&mut self.pool, verdict, self.weight_version)

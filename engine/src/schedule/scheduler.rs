@@ -47,6 +47,11 @@ pub struct Scheduler {
     matched: Vec<u32>,
     tokens_left: usize,
     rows_left: usize,
+    /// Planted mistakes.
+    #[cfg(any(test, feature = "faults"))]
+    pub(crate) early_sharing: bool,
+    #[cfg(any(test, feature = "faults"))]
+    pub(crate) stale_block: bool,
 }
 
 impl Scheduler {
@@ -129,6 +134,11 @@ impl Scheduler {
                 (active.computed() / limits.block_size, (active.computed() + len) / limits.block_size);
             let digests = active.sequence_mut().digests(after, limits.block_size, version);
             self.pending.extend_from_slice(&digests[before..]);
+            #[cfg(any(test, feature = "faults"))]
+            if self.early_sharing {
+                self.pending.clear();
+                context.share(index, after);
+            }
         }
     }
 
@@ -205,6 +215,12 @@ impl Scheduler {
             return None;
         }
         let computed = self.matched.len() * limits.block_size;
+        #[cfg(any(test, feature = "faults"))]
+        let computed = if self.stale_block && head.sequence().evicted {
+            computed.max(limits.block_size.min(goal - 1))
+        } else {
+            computed
+        };
         if !self.fits_step(head, goal - computed, limits) {
             return None;
         }

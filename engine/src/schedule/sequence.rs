@@ -333,15 +333,24 @@ impl Active {
         self.table.push(block);
     }
 
-    /// The step that wrote the tokens up to `computed` is done: its complete blocks become shareable. A block that
-    /// another request holds with the same content is replaced by that one.
+    /// The step that wrote the tokens up to `computed` is done: its complete blocks become shareable.
     pub fn wrote(&mut self, computed: usize, pool: &mut BlockPool, block_size: usize, weight_version: u64) {
         self.computed = computed;
         self.sequence.computed_once = self.sequence.computed_once.max(computed);
-        if !pool.shares() {
-            return;
+        if pool.shares() {
+            self.share(computed / block_size, pool, block_size, weight_version);
         }
-        let complete = computed / block_size;
+    }
+
+    /// Makes its first `complete` blocks shareable. A block that another request holds with the same content is
+    /// replaced by that one.
+    pub(crate) fn share(
+        &mut self,
+        complete: usize,
+        pool: &mut BlockPool,
+        block_size: usize,
+        weight_version: u64,
+    ) {
         let digests = self.sequence.digests(complete, block_size, weight_version);
         for i in self.registered..complete {
             let parent = i.checked_sub(1).map(|above| (self.table[above], digests[above]));

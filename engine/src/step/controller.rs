@@ -12,6 +12,9 @@ use crate::schedule::sequence::Sequence;
 pub struct TextGenerationController {
     sampler: Sampler,
     top: Vec<TokenLogprob>,
+    /// Planted mistake.
+    #[cfg(any(test, feature = "faults"))]
+    pub(crate) row_keyed: bool,
 }
 
 /// A drawn token.
@@ -66,7 +69,10 @@ impl TextGenerationController {
             return Ok(Drawn { token, logprob: norm.logprob(out.max[entry]) });
         }
         let row = row(sequence, out, entry, sequence.tokens.len() - 1)?;
-        let uniform = sequence.stream.uniform(sequence.tokens.len() as u64);
+        let stream = sequence.stream;
+        #[cfg(any(test, feature = "faults"))]
+        let stream = if self.row_keyed { stream.keyed(u64::from(out.rows[entry])) } else { stream };
+        let uniform = stream.uniform(sequence.tokens.len() as u64);
         let token = self
             .sampler
             .sample(row, &sequence.params, sequence.seen.as_ref(), uniform)

@@ -36,6 +36,18 @@ pub(crate) enum KvPlace {
     Released,
 }
 
+/// Mistakes that an engine can be told to make, in builds for tests.
+#[cfg(any(test, feature = "faults"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Draws are keyed by the row of the batch instead of the request.
+    RowKeyedSeed,
+    /// Blocks are shared as soon as they are planned, before they are written.
+    EarlySharing,
+    /// The first block of an evicted request counts as computed although its storage was given away.
+    StaleBlock,
+}
+
 /// One engine: a queue, a context, a forward pass, a sampler.
 pub struct DynamicInferenceEngine {
     pub(crate) limits: Limits,
@@ -267,6 +279,16 @@ impl DynamicInferenceEngine {
         match self.wrapper.run_one_forward_step(&self.plan) {
             Ok(_) => Ok(()),
             Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Plants a mistake, to prove that tests notice it.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn plant(&mut self, fault: Fault) {
+        match fault {
+            Fault::RowKeyedSeed => self.controller.row_keyed = true,
+            Fault::EarlySharing => self.scheduler.early_sharing = true,
+            Fault::StaleBlock => self.scheduler.stale_block = true,
         }
     }
 

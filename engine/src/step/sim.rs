@@ -12,6 +12,17 @@ use crate::sample::order;
 /// Called before each step; may wait, fail or panic, to stand for a slow or broken replica.
 pub type Hook = Box<dyn FnMut(&StepPlan) -> Result<()> + Send>;
 
+/// Mistakes that a simulation can be told to make, to prove that tests notice them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SimFault {
+    /// A slot that was ever written keeps its content.
+    StaleBlock,
+    /// The first token of a chunk that continues a prefill is taken one position too far on.
+    PositionOffByOne,
+    /// Logits depend on the place of the request in the batch.
+    BatchDependent,
+}
+
 /// Mixed in wherever a chunk reads what it must not: a slot never written, or written in this step by another request.
 const POISON: u64 = 0x0bad_0bad_0bad_0bad;
 /// Bytes that one slot stands for in [`Executor::kv_bytes`].
@@ -40,6 +51,7 @@ pub struct SimExecutor {
     steps: u64,
     hook: Option<Hook>,
     broken_row: Option<(u64, u32)>,
+    fault: Option<SimFault>,
 }
 
 impl SimExecutor {
@@ -56,6 +68,7 @@ impl SimExecutor {
             steps: 0,
             hook: None,
             broken_row: None,
+            fault: None,
         }
     }
 
@@ -74,6 +87,12 @@ impl SimExecutor {
     /// Makes the logits of one request after one position NaN.
     pub fn break_row(mut self, request: u64, position: u32) -> Self {
         self.broken_row = Some((request, position));
+        self
+    }
+
+    /// Plants a mistake.
+    pub fn fault(mut self, fault: SimFault) -> Self {
+        self.fault = Some(fault);
         self
     }
 
@@ -104,8 +123,10 @@ impl SimExecutor {
             let Some(slot) = self.slots.as_mut().and_then(|slots| slots.get_mut(at)) else {
                 return Err(EngineError::internal("the KV storage is put away"));
             };
-            if position >= start {
-                let content = content(state, tokens[position - start], position as u64);
+            if position >= start && !(self.fault == Some(SimFault::StaleBlock) && slot.is_some()) {
+                let edge = position == start && start > 0 && chunk.len > 1;
+                let shift = u64::from(edge && self.fault == Some(SimFault::PositionOffByOne));
+                let content = content(state, tokens[position - start], position as u64 + shift);
                 *slot = Some(Slot { content, step: plan.step, request: chunk.request });
             }
             let foreign = |slot: &Slot| slot.step == plan.step && slot.request != chunk.request;
@@ -116,6 +137,9 @@ impl SimExecutor {
             let want = if position + 1 == end { chunk.last } else { chunk.inner };
             if position >= start && want != Want::Nothing {
                 let row = chunk.first_token + (position - start) as u32;
+                if self.fault == Some(SimFault::BatchDependent) {
+                    state = mix(state, u64::from(row));
+                }
                 let broken = self.broken_row == Some((chunk.request, position as u32));
                 self.emit(plan, out, (row, want, if broken { None } else { Some(state) }));
             }

@@ -1,4 +1,5 @@
 //! The engine over the simulated executor.
 
 mod basics;
+mod service;
 mod support;
