@@ -1,6 +1,11 @@
 //! Loaders meet damaged and malicious files: whatever the bytes, they answer with a checkpoint or a named error, never
 //! panic, and never hold more memory than a fixed multiple of the file's size.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of a test may panic; the lint only exempts the tests themselves"
+)]
+
 use engine::EngineError;
 use engine::model::checkpoint::{Checkpoint, LayerTensor, Tensor};
 use proptest::prelude::*;
