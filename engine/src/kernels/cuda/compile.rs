@@ -48,7 +48,8 @@ pub fn image(target: &str) -> Result<Vec<u8>> {
     let Some(version) = nvrtc_version() else {
         return Err(missing(target, &digest));
     };
-    let cached = cache_directory().map(|d| d.join(format!("{digest}-{target}-nvrtc{}.{}.cubin", version.0, version.1)));
+    let cached = cache_directory()
+        .map(|d| d.join(format!("{digest}-{target}-nvrtc{}.{}.cubin", version.0, version.1)));
     if let Some(Ok(image)) = cached.as_ref().map(std::fs::read) {
         return Ok(image);
     }
@@ -62,7 +63,8 @@ pub fn image(target: &str) -> Result<Vec<u8>> {
 fn missing(target: &str, digest: &str) -> EngineError {
     EngineError::Device {
         device: target.to_owned(),
-        reason: "the NVRTC library (libnvrtc.so), which compiles the kernels at first use, was not found".to_owned(),
+        reason: "the NVRTC library (libnvrtc.so), which compiles the kernels at first use, was not found"
+            .to_owned(),
         hint: format!(
             "install the CUDA 13 runtime compiler (package nvidia-cuda-nvrtc) and put it on LD_LIBRARY_PATH, or put \
              the precompiled {digest}-{target}.cubin into the directory that {IMAGE_DIRECTORY} names"
@@ -129,7 +131,14 @@ pub fn compile(target: &str) -> Result<Vec<u8>> {
     // SAFETY: all strings outlive the call, and both arrays have FILES.len() entries; the first file is all.cu.
     let code = unsafe {
         let count = FILES.len() as i32;
-        sys::nvrtcCreateProgram(&raw mut program.0, bodies[0], names[0], count, bodies.as_ptr(), names.as_ptr())
+        sys::nvrtcCreateProgram(
+            &raw mut program.0,
+            bodies[0],
+            names[0],
+            count,
+            bodies.as_ptr(),
+            names.as_ptr(),
+        )
     };
     code.result().map_err(|e| failed("take", format!("{e:?}")))?;
     let mut options: Vec<String> = OPTIONS.iter().map(|o| (*o).to_owned()).collect();
@@ -144,7 +153,9 @@ pub fn compile(target: &str) -> Result<Vec<u8>> {
     let mut size = 0;
     // SAFETY: the program was compiled for a real architecture, so that it has machine code of this size.
     let image = unsafe {
-        sys::nvrtcGetCUBINSize(program.0, &raw mut size).result().map_err(|e| failed("assemble", format!("{e:?}")))?;
+        sys::nvrtcGetCUBINSize(program.0, &raw mut size)
+            .result()
+            .map_err(|e| failed("assemble", format!("{e:?}")))?;
         let mut image = vec![0u8; size];
         let code = sys::nvrtcGetCUBIN(program.0, image.as_mut_ptr().cast());
         code.result().map(|()| image)

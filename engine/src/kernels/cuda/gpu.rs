@@ -79,6 +79,7 @@ pub struct Gpu {
     functions: Vec<sys::CUfunction>,
     staging: Staging,
     entered: Option<ThreadId>,
+    ordinal: usize,
 }
 
 // SAFETY: function handles belong to the module, which the context keeps; calls enter the context first.
@@ -88,8 +89,9 @@ impl Gpu {
     /// Opens GPU `ordinal`: refusals name what is missing, too old or too small.
     pub fn open(ordinal: usize) -> Result<Self> {
         // The bindings answer a missing driver function with a panic; it becomes a refusal here.
-        std::panic::catch_unwind(|| Self::open_unguarded(ordinal))
-            .unwrap_or_else(|_| Err(refusal(ordinal, "the driver library lacks functions of CUDA 12".to_owned())))
+        std::panic::catch_unwind(|| Self::open_unguarded(ordinal)).unwrap_or_else(|_| {
+            Err(refusal(ordinal, "the driver library lacks functions of CUDA 12".to_owned()))
+        })
     }
 
     fn open_unguarded(ordinal: usize) -> Result<Self> {
@@ -110,19 +112,22 @@ impl Gpu {
             let name = CString::new(kernel.name()).map_err(|e| EngineError::internal(e.to_string()))?;
             // SAFETY: the module was loaded and lives as long as the context.
             let function = unsafe { result::module::get_function(context.module, name) };
-            functions.push(function.map_err(|e| context.error(&format!("find kernel {}", kernel.name()), e))?);
+            functions
+                .push(function.map_err(|e| context.error(&format!("find kernel {}", kernel.name()), e))?);
         }
         let staging = Staging::new(Arc::clone(&context), STAGING)?;
-        Ok(Self { context, functions, staging, entered: None })
+        Ok(Self { context, functions, staging, entered: None, ordinal })
     }
 
     /// Retains the primary context, makes a stream and loads the kernels.
     fn context(number: i32, image: &[u8], name: String) -> Result<Context> {
-        let refuse = |what: &str, e: result::DriverError| EngineError::Device {
+        let refuse = |what: &str, e: result::DriverError| {
+            EngineError::Device {
             device: name.clone(),
             reason: format!("could not {what}: {e}"),
             hint: "the driver may be older than the kernels' compiler: install driver 580 or newer, or an older NVRTC"
                 .to_owned(),
+        }
         };
         let device = result::device::get(number).map_err(|e| refuse("open it", e))?;
         // SAFETY: the device handle comes from the driver; the image is machine code from the compiler, and lives
@@ -132,7 +137,8 @@ impl Gpu {
             result::ctx::set_current(context).map_err(|e| refuse("enter its context", e))?;
             let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
                 .map_err(|e| refuse("make a stream", e))?;
-            let module = result::module::load_data(image.as_ptr().cast()).map_err(|e| refuse("load the kernels", e))?;
+            let module = result::module::load_data(image.as_ptr().cast())
+                .map_err(|e| refuse("load the kernels", e))?;
             Ok(Context { device, context, stream, module, name })
         }
     }
@@ -145,6 +151,23 @@ impl Gpu {
             self.entered = Some(here);
         }
         Ok(())
+    }
+
+    /// Seconds that a copy of `bytes` within the device memory takes: the mean of `times` copies after one.
+    pub fn copy_seconds(&mut self, bytes: usize, times: u32) -> Result<f64> {
+        let (from, to) = (self.allocate(bytes)?, self.allocate(bytes)?);
+        let mut begin = std::time::Instant::now();
+        for turn in 0..=times {
+            // SAFETY: both allocations hold `bytes`, and live until the copies have ended.
+            unsafe { result::memcpy_dtod_async(to.address, from.address, bytes, self.context.stream) }
+                .map_err(|e| self.context.error("copy within the device", e))?;
+            if turn == 0 {
+                self.synchronize()?;
+                begin = std::time::Instant::now();
+            }
+        }
+        self.synchronize()?;
+        Ok(begin.elapsed().as_secs_f64() / f64::from(times.max(1)))
     }
 
     /// Bytes of device memory that are free, and all of them.
@@ -169,6 +192,10 @@ impl Backend for Gpu {
         self.context.name.clone()
     }
 
+    fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
     fn allocate(&self, bytes: usize) -> Result<GpuMemory> {
         let context = &self.context;
         context.enter()?;
@@ -178,8 +205,11 @@ impl Backend for Gpu {
                 let (free, total) = result::mem_get_info().unwrap_or((0, 0));
                 EngineError::Device {
                     device: context.name.clone(),
-                    reason: format!("{bytes} bytes of device memory are needed, {free} of {total} are free ({e})"),
-                    hint: "lower the size of the KV pool or `max_tokens`, or spread the model over more GPUs".to_owned(),
+                    reason: format!(
+                        "{bytes} bytes of device memory are needed, {free} of {total} are free ({e})"
+                    ),
+                    hint: "lower the size of the KV pool or `max_tokens`, or spread the model over more GPUs"
+                        .to_owned(),
                 }
             })?;
             let memory = GpuMemory { context: Arc::clone(context), address };
@@ -225,6 +255,7 @@ impl Backend for Gpu {
     fn synchronize(&mut self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as the context.
-        unsafe { result::stream::synchronize(self.context.stream) }.map_err(|e| self.context.error("finish the step", e))
+        unsafe { result::stream::synchronize(self.context.stream) }
+            .map_err(|e| self.context.error("finish the step", e))
     }
 }

@@ -33,5 +33,10 @@ pub fn open(ordinal: usize, planned: Planned) -> Result<CudaDevice> {
     KernelDevice::over(gpu::Gpu::open(ordinal)?, planned)
 }
 
+/// The GPU of rank `rank` when the first one is `first` of `visible`: one each, and around when ranks are more.
+pub fn ordinal_of(first: usize, rank: usize, visible: usize) -> usize {
+    first + rank % visible.saturating_sub(first).max(1)
+}
+
 #[cfg(test)]
 mod tests;

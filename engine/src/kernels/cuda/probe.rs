@@ -60,9 +60,11 @@ pub fn probe() -> Probe {
 pub(super) fn driver_version() -> Result<i32, String> {
     // SAFETY: only looks for the library.
     if !unsafe { sys::is_culib_present() } {
-        return Err("the driver library (libcuda.so) was not found: no NVIDIA driver is installed, or it is not \
+        return Err(
+            "the driver library (libcuda.so) was not found: no NVIDIA driver is installed, or it is not \
                     visible inside this container"
-            .to_owned());
+                .to_owned(),
+        );
     }
     let mut version = 0;
     // SAFETY: the library is there, and the pointer is valid for one int.
@@ -131,7 +133,11 @@ impl Display for Probe {
         }
         for gpu in &self.gpus {
             let gib = gpu.memory as f64 / f64::from(1 << 30);
-            write!(f, "cuda:{}: {}, compute capability {}.{}, ", gpu.ordinal, gpu.name, gpu.capability.0, gpu.capability.1)?;
+            write!(
+                f,
+                "cuda:{}: {}, compute capability {}.{}, ",
+                gpu.ordinal, gpu.name, gpu.capability.0, gpu.capability.1
+            )?;
             write!(f, "{gib:.0} GiB, {} multiprocessors: ", gpu.multiprocessors)?;
             writeln!(f, "{}", gpu.refused.as_deref().unwrap_or("usable"))?;
         }
@@ -145,10 +151,17 @@ mod tests {
 
     #[test]
     fn a_machine_without_cuda_is_explained() {
-        let none = Probe { driver: Err("the driver library (libcuda.so) was not found".into()), nvrtc: None, gpus: vec![] };
+        let none = Probe {
+            driver: Err("the driver library (libcuda.so) was not found".into()),
+            nvrtc: None,
+            gpus: vec![],
+        };
         assert!(!none.usable());
         let text = none.to_string();
-        assert!(text.contains("driver: the driver library") && text.contains("NVRTC (libnvrtc.so) was not found"), "{text}");
+        assert!(
+            text.contains("driver: the driver library") && text.contains("NVRTC (libnvrtc.so) was not found"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -23,7 +23,8 @@ impl Staging {
         context.enter()?;
         // SAFETY: the context is current; memory and events are released in `drop`.
         unsafe {
-            let base = result::malloc_host(3 * half, 0).map_err(|e| context.error("take pinned host memory", e))?;
+            let base =
+                result::malloc_host(3 * half, 0).map_err(|e| context.error("take pinned host memory", e))?;
             let event = || {
                 result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
                     .map_err(|e| context.error("make an event", e))
