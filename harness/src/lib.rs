@@ -9,6 +9,8 @@ pub mod digest;
 pub mod error;
 pub mod golden;
 pub mod matrix;
+pub mod report;
+pub mod run;
 pub mod subject;
 
 pub use error::{Exit, HarnessError, Result};
