@@ -4,6 +4,8 @@
 //! A [matrix](matrix) is expanded into cells. Each cell asks a [subject](subject), and its answers are
 //! [compared](compare) with a [golden](golden) or with the bits of another run.
 
+pub mod certificate;
+pub mod clock;
 pub mod compare;
 pub mod digest;
 pub mod error;
@@ -11,6 +13,7 @@ pub mod golden;
 pub mod matrix;
 pub mod report;
 pub mod run;
+pub mod selftest;
 pub mod subject;
 
 pub use error::{Exit, HarnessError, Result};

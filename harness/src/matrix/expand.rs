@@ -265,10 +265,9 @@ fn demands(spec: &MatrixFile, block: &BlockSpec, cell: &Cell) -> BTreeMap<String
 
 /// Every rank that the layout has must have computed, every replica must have served.
 fn implied(layout: Layout) -> BTreeMap<String, Demand> {
-    let ranks = layout.tp * layout.pp * layout.dp;
     BTreeMap::from([
-        ("ranks_computed".to_owned(), Demand::exactly(ranks as u64)),
-        ("replicas_used".to_owned(), Demand::exactly(layout.dp as u64)),
+        ("ranks_computed".to_owned(), Demand::exactly(layout.ranks() as u64)),
+        ("replicas_used".to_owned(), Demand::exactly(layout.replicas() as u64)),
     ])
 }
 

@@ -38,14 +38,17 @@ pub struct Grid {
 fn column(result: &CellResult) -> String {
     let cell = &result.cell;
     let fault = if cell.fault == crate::matrix::cell::NO_FAULT { "" } else { &cell.fault };
-    [cell.api.name(), &cell.feature, fault].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" / ")
+    [cell.api.name(), &cell.feature, fault]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(" / ")
 }
 
 /// Sorts layouts by number of ranks, then by name.
 fn row_key(result: &CellResult) -> (usize, String) {
     let cell = &result.cell;
-    let l = cell.layout;
-    (l.tp * l.pp * l.dp, format!("{} {} {}", cell.layout, cell.transport, cell.device))
+    (cell.layout.ranks(), format!("{} {} {}", cell.layout, cell.transport, cell.device))
 }
 
 /// A cell as a square.
@@ -70,7 +73,8 @@ pub fn grids(record: &Record) -> Vec<Grid> {
         by_suite.entry(format!("{}/{}", result.cell.model, result.cell.suite)).or_default().push(result);
     }
     let grid = |(name, results): (String, Vec<&CellResult>)| {
-        let columns: Vec<String> = results.iter().map(|r| column(r)).collect::<BTreeSet<_>>().into_iter().collect();
+        let columns: Vec<String> =
+            results.iter().map(|r| column(r)).collect::<BTreeSet<_>>().into_iter().collect();
         let keys: BTreeSet<(usize, String)> = results.iter().map(|r| row_key(r)).collect();
         let rows = keys.into_iter().map(|key| {
             let here: BTreeMap<String, &CellResult> =

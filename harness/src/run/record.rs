@@ -37,12 +37,19 @@ impl Record {
 
     /// Joins the records of several shards of one and the same matrix.
     pub fn merge(records: Vec<Self>) -> Result<Self> {
-        let refuse = |reason: String| HarnessError::usage(reason, "merge the shards of one run of one matrix");
+        let refuse =
+            |reason: String| HarnessError::usage(reason, "merge the shards of one run of one matrix");
         let mut records = records.into_iter();
         let mut merged = records.next().ok_or_else(|| refuse("there is nothing to merge".into()))?;
         for record in records {
             let same = |f: fn(&Header) -> &str| f(&merged.header) == f(&record.header);
-            if !same(|h| &h.matrix_sha256) || merged.header.goldens.iter().any(|(k, v)| record.header.goldens.get(k).is_some_and(|w| w != v)) {
+            if !same(|h| &h.matrix_sha256)
+                || merged
+                    .header
+                    .goldens
+                    .iter()
+                    .any(|(k, v)| record.header.goldens.get(k).is_some_and(|w| w != v))
+            {
                 return Err(refuse("the records are of different matrices or goldens".into()));
             }
             merged.header.cells += record.header.cells;

@@ -139,7 +139,8 @@ fn pool(
             let (sender, next) = (sender.clone(), &next);
             scope.spawn(move || {
                 while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if shared.stop.load(Ordering::Relaxed) || work(shared, group, anchors, &sender).is_none() {
+                    if shared.stop.load(Ordering::Relaxed) || work(shared, group, anchors, &sender).is_none()
+                    {
                         return;
                     }
                 }
@@ -225,7 +226,12 @@ fn run_cell(shared: &Shared<'_>, cell: &Cell, subject: &mut Built, anchors: &Anc
         Err(why) => {
             let none = CaseFinding::new("(all)", Verdict::NotRun);
             let none = none.fail(Verdict::NotRun, crate::compare::Place::Case, why);
-            (judge(&requirement(cell, 1), vec![none], &Witnesses::new()), None, Witnesses::new(), String::new())
+            (
+                judge(&requirement(cell, 1), vec![none], &Witnesses::new()),
+                None,
+                Witnesses::new(),
+                String::new(),
+            )
         }
         Ok((answered, suite)) => {
             let (finding, golden) = compare(shared, (cell, suite), &answered, subject, anchors);
@@ -241,7 +247,16 @@ fn run_cell(shared: &Shared<'_>, cell: &Cell, subject: &mut Built, anchors: &Anc
         (false, None) => Outcome::Failed,
     };
     let cell = cell.clone();
-    CellResult { cell, outcome, finding, golden, witnesses, answers_sha256, millis: millis(start), quarantine }
+    CellResult {
+        cell,
+        outcome,
+        finding,
+        golden,
+        witnesses,
+        answers_sha256,
+        millis: millis(start),
+        quarantine,
+    }
 }
 
 /// What the cell needs under its own relation.
@@ -257,7 +272,8 @@ fn compare(
     subject: &mut Built,
     anchors: &Anchors,
 ) -> (CellFinding, Option<CellFinding>) {
-    let sampled = shared.matrix.spec.features.get(&cell.feature).is_some_and(|feature| feature.sampling.is_some());
+    let sampled =
+        shared.matrix.spec.features.get(&cell.feature).is_some_and(|feature| feature.sampling.is_some());
     let bound = cell.bound.as_ref().and_then(|name| shared.matrix.spec.bounds.get(name));
     let cases = suite.golden.cases.len();
     let mut with_golden = |requirement: &Requirement| {
@@ -292,7 +308,9 @@ fn unasked(suite: &SuiteInput, answers: &[Answer]) -> Vec<CaseFinding> {
     let foreign = answers.iter().filter(|answer| !known.contains(answer.case.as_str()));
     let place = crate::compare::Place::Case;
     let why = "the subject answered a case that was not asked";
-    foreign.map(|a| CaseFinding::new(&a.case, Verdict::Diverged).fail(Verdict::Diverged, place.clone(), why)).collect()
+    foreign
+        .map(|a| CaseFinding::new(&a.case, Verdict::Diverged).fail(Verdict::Diverged, place.clone(), why))
+        .collect()
 }
 
 /// Findings against the golden.
@@ -308,9 +326,11 @@ pub fn reference_findings(
     };
     let one = |case: &crate::golden::GoldenCase| match answer_to(&answered.answers, &case.id) {
         Ok(answer) => compare_reference(case, answer, rules, &mut force),
-        Err(why) => {
-            CaseFinding::new(&case.id, Verdict::Diverged).fail(Verdict::Diverged, crate::compare::Place::Case, why)
-        }
+        Err(why) => CaseFinding::new(&case.id, Verdict::Diverged).fail(
+            Verdict::Diverged,
+            crate::compare::Place::Case,
+            why,
+        ),
     };
     let mut findings: Vec<CaseFinding> = suite.golden.cases.iter().map(one).collect();
     findings.extend(unasked(suite, &answered.answers));
@@ -332,11 +352,12 @@ fn bitwise_findings(
         }
         None => return vec![fail("(all)", Verdict::NotComparable, "the anchor did not run".into())],
     };
-    let one = |case: &crate::golden::GoldenCase| {
-        match (answer_to(anchor, &case.id), answer_to(&answered.answers, &case.id)) {
-            (Ok(expected), Ok(actual)) => compare_bitwise(&case.id, expected, actual),
-            (_, Err(why)) | (Err(why), _) => fail(&case.id, Verdict::Diverged, why),
-        }
+    let one = |case: &crate::golden::GoldenCase| match (
+        answer_to(anchor, &case.id),
+        answer_to(&answered.answers, &case.id),
+    ) {
+        (Ok(expected), Ok(actual)) => compare_bitwise(&case.id, expected, actual),
+        (_, Err(why)) | (Err(why), _) => fail(&case.id, Verdict::Diverged, why),
     };
     let mut findings: Vec<CaseFinding> = suite.golden.cases.iter().map(one).collect();
     findings.extend(unasked(suite, &answered.answers));

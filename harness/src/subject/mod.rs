@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod megatron_file;
 pub mod recorded;
+pub mod scripted;
 
 pub use answer::{Answer, AnswerFile};
 pub use recorded::Recorded;
