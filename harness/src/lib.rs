@@ -5,6 +5,7 @@
 //! [compared](compare) with a [golden](golden) or with the bits of another run.
 
 pub mod certificate;
+pub mod cli;
 pub mod clock;
 pub mod compare;
 pub mod digest;

@@ -19,9 +19,10 @@ pub fn certify(parity: &Parity, args: &CertifyArgs) -> Result<Exit> {
     let store = store(parity)?;
     let selection = select(&store, &args.select, "certify.yaml")?;
     let record = execute(&store, &selection, &OwnFleet::default(), &args.output)?;
-    let file = args.certificate.clone().unwrap_or_else(|| {
-        args.output.report.clone().unwrap_or_default().join("parity-certificate.json")
-    });
+    let file = args
+        .certificate
+        .clone()
+        .unwrap_or_else(|| args.output.report.clone().unwrap_or_default().join("parity-certificate.json"));
     let text = certificate::certify(&record, keys.as_ref())?;
     std::fs::write(&file, &text).map_err(|error| HarnessError::file(&file, error))?;
     let exit = conclude(&record, &args.output)?;
@@ -41,7 +42,8 @@ pub fn keygen(args: &KeygenArgs) -> Result<Exit> {
 
 /// `parity verify`. A certificate that truthfully says that cells failed holds, but does not exit with 0.
 pub fn verify(parity: &Parity, args: &VerifyArgs) -> Result<Exit> {
-    let bytes = std::fs::read(&args.certificate).map_err(|error| HarnessError::file(&args.certificate, error))?;
+    let bytes =
+        std::fs::read(&args.certificate).map_err(|error| HarnessError::file(&args.certificate, error))?;
     let key = args.key.as_deref().map(public_key_of).transpose()?;
     let checked = certificate::verify(&args.certificate, &bytes, key.as_deref())?;
     let signed = checked.signed_by.as_ref().map_or("not signed".to_owned(), |key| format!("signed by {key}"));
@@ -58,13 +60,16 @@ pub fn verify(parity: &Parity, args: &VerifyArgs) -> Result<Exit> {
 
 /// Re-executes a random sample of the certificate's cells; every digest of answers must come out again.
 fn rerun(parity: &Parity, args: &VerifyArgs, checked: &Checked, count: usize) -> Result<()> {
-    let refuse = |reason: String| HarnessError::Certificate { file: PathBuf::from(&args.certificate), reason };
+    let refuse =
+        |reason: String| HarnessError::Certificate { file: PathBuf::from(&args.certificate), reason };
     let store = store(parity)?;
     let everything = Select { matrix: args.matrix.clone(), ..Select::default() };
     let mut selection = select(&store, &everything, "certify.yaml")?;
     let stated = checked.document["matrix"]["sha256"].as_str().unwrap_or_default();
     if stated != selection.matrix.sha256 {
-        return Err(refuse(format!("it was made with another matrix (digest {stated}); give it with --matrix")));
+        return Err(refuse(format!(
+            "it was made with another matrix (digest {stated}); give it with --matrix"
+        )));
     }
     let mut digests: BTreeMap<&str, &str> = BTreeMap::new();
     for cell in checked.document["cells"].as_array().into_iter().flatten() {
@@ -79,7 +84,11 @@ fn rerun(parity: &Parity, args: &VerifyArgs, checked: &Checked, count: usize) ->
     ids.truncate(count.max(1));
     selection.cells.retain(|cell| ids.contains(&cell.id.as_str()));
     if selection.cells.len() != ids.len() || ids.is_empty() {
-        return Err(refuse(format!("the matrix has {} of the {} chosen cells", selection.cells.len(), ids.len())));
+        return Err(refuse(format!(
+            "the matrix has {} of the {} chosen cells",
+            selection.cells.len(),
+            ids.len()
+        )));
     }
     eprintln!("re-executing {} cells, seed {seed}", ids.len());
     let record = execute(&store, &selection, &OwnFleet::default(), &Output::default())?;

@@ -51,10 +51,17 @@ fn side(file: &Path) -> Result<Side> {
         let ends = Sidecar::beside(file)?.map(|sidecar| sidecar.end_tokens).unwrap_or_default();
         let left_out = if legacy.variant == Variant::Static { ends } else { Vec::new() };
         let name = format!("{name}, {}", legacy.variant.name());
-        return Ok(Side { cases: answers.iter().map(as_golden).collect(), answers, legacy: Some(legacy), name, left_out });
+        return Ok(Side {
+            cases: answers.iter().map(as_golden).collect(),
+            answers,
+            legacy: Some(legacy),
+            name,
+            left_out,
+        });
     }
     let is_golden = String::from_utf8_lossy(&bytes).contains(format::SCHEMA);
-    let cases = if is_golden { Golden::parse(file, &bytes)?.cases } else { answers.iter().map(as_golden).collect() };
+    let cases =
+        if is_golden { Golden::parse(file, &bytes)?.cases } else { answers.iter().map(as_golden).collect() };
     Ok(Side { cases, answers, legacy: None, name, left_out: Vec::new() })
 }
 
@@ -98,7 +105,8 @@ fn findings(expected: &Side, actual: &Side, rules: &Rules) -> CellFinding {
         let mut unforced = |_: &GoldenCase| Err("a recording cannot be teacher-forced".to_owned());
         let no_numbers = case.logprobs.len() != case.generated_ids.len();
         let rules = Rules { logprobs: rules.logprobs && !no_numbers, ..rules.clone() };
-        let answer = answer.map(|answer| if no_numbers { Answer { logprobs: None, ..answer } } else { answer });
+        let answer =
+            answer.map(|answer| if no_numbers { Answer { logprobs: None, ..answer } } else { answer });
         cases.push(compare_reference(case, answer.as_ref(), &rules, &mut unforced));
     }
     let (relation, verdict) = (Relation::Reference, Verdict::IdenticalTokens);
@@ -109,7 +117,9 @@ fn findings(expected: &Side, actual: &Side, rules: &Rules) -> CellFinding {
 /// `parity compare`.
 pub fn compare(args: &CompareArgs) -> Result<Exit> {
     let bound = Bound { logprob: args.bound, reason: args.reason.clone(), origin: "command line".into() };
-    bound.check().map_err(|why| HarnessError::usage(why, "give --bound NATS and --reason with a sentence"))?;
+    bound
+        .check()
+        .map_err(|why| HarnessError::usage(why, "give --bound NATS and --reason with a sentence"))?;
     let (mut expected, mut actual) = (side(&args.expected)?, side(&args.actual)?);
     println!("expected: {} ({})", args.expected.display(), expected.name);
     println!("actual:   {} ({})", args.actual.display(), actual.name);
@@ -147,7 +157,10 @@ pub fn legacy_text(golden: &LegacyFile, current: &LegacyFile, metrics: &[String]
         LegacyVerdict::Fail(why) => format!("fails: {why}"),
         LegacyVerdict::Crash(why) => format!("crashes: {why}"),
     };
-    let mut text = format!("legacy comparer (metrics: {}): {verdict}\n", if metrics.is_empty() { "none".into() } else { metrics.join(", ") });
+    let mut text = format!(
+        "legacy comparer (metrics: {}): {verdict}\n",
+        if metrics.is_empty() { "none".into() } else { metrics.join(", ") }
+    );
     outcome.vacuous.iter().for_each(|line| text.push_str(&format!("  vacuous: {line}\n")));
     outcome.unseen.iter().for_each(|line| text.push_str(&format!("  never looked at: {line}\n")));
     text
@@ -158,9 +171,12 @@ pub fn import(_parity: &Parity, args: &ImportArgs) -> Result<Exit> {
     let bytes = std::fs::read(&args.file).map_err(|error| HarnessError::file(&args.file, error))?;
     let legacy = LegacyFile::parse(&args.file, &bytes)?;
     let recorded = Recorded::read(&args.file)?;
-    let text = serde_json::to_string_pretty(recorded.file()).map_err(|error| HarnessError::file(&args.file, error))?;
+    let text = serde_json::to_string_pretty(recorded.file())
+        .map_err(|error| HarnessError::file(&args.file, error))?;
     match &args.out {
-        Some(out) => std::fs::write(out, format!("{text}\n")).map_err(|error| HarnessError::file(out, error))?,
+        Some(out) => {
+            std::fs::write(out, format!("{text}\n")).map_err(|error| HarnessError::file(out, error))?
+        }
         None => println!("{text}"),
     }
     eprintln!("{} requests, written by the {}", legacy.records.len(), legacy.variant.name());

@@ -9,7 +9,9 @@ use crate::golden::store::Store;
 
 /// Splits `model/suite`.
 fn pair(text: &str) -> Result<(&str, &str)> {
-    let wrong = || HarnessError::usage(format!("`{text}` is not MODEL/SUITE"), "`parity review` lists what is pending");
+    let wrong = || {
+        HarnessError::usage(format!("`{text}` is not MODEL/SUITE"), "`parity review` lists what is pending")
+    };
     text.split_once('/').ok_or_else(wrong)
 }
 
@@ -49,7 +51,9 @@ pub fn review(parity: &Parity) -> Result<Exit> {
         println!("nothing waits for review");
         return Ok(Exit::Passed);
     }
-    eprintln!("look with `parity diff MODEL/SUITE`, then `parity accept` or `parity reject`, each with --reason");
+    eprintln!(
+        "look with `parity diff MODEL/SUITE`, then `parity accept` or `parity reject`, each with --reason"
+    );
     Ok(Exit::Pending)
 }
 

@@ -41,7 +41,8 @@ pub fn select(store: &Store, select: &Select, default: &str) -> Result<Selection
     words.extend(select.layout.iter().map(|layout| format!("layout {layout}")));
     let shard: Option<Shard> = select.shard.as_deref().map(str::parse).transpose()?;
     let wanted = |cell: &&Cell| {
-        filter.as_ref().is_none_or(|filter| filter.matches(cell)) && (layouts.is_empty() || layouts.contains(&cell.layout))
+        filter.as_ref().is_none_or(|filter| filter.matches(cell))
+            && (layouts.is_empty() || layouts.contains(&cell.layout))
     };
     let cells: Vec<Cell> = matrix.expansion.cells.iter().filter(wanted).cloned().collect();
     let taken = |(i, cell): &(usize, Cell)| shard.is_none_or(|shard| shard.takes(*i, cell));
@@ -62,7 +63,9 @@ fn layout(text: &str) -> Result<Layout> {
 /// What a matrix leaves out, one sentence each.
 pub fn not_covered(selection: &Selection) -> Vec<String> {
     let excluded = &selection.matrix.expansion.excluded;
-    let line = |e: &crate::matrix::Excluded| format!("{} cells of block {} ({}): {}", e.count, e.block, e.cells, e.reason);
+    let line = |e: &crate::matrix::Excluded| {
+        format!("{} cells of block {} ({}): {}", e.count, e.block, e.cells, e.reason)
+    };
     let mut lines: Vec<String> = excluded.iter().map(line).collect();
     let rest = selection.matrix.expansion.cells.len() - selection.cells.len();
     if rest > 0 {
@@ -76,9 +79,11 @@ fn cost(store: &Store, matrix: &Matrix, cell: &Cell) -> u64 {
     let suite = &matrix.spec.suites[&cell.suite];
     let name = suite.golden.as_deref().unwrap_or(&cell.suite);
     let Ok(stored) = store.load(&cell.model, name) else { return 0 };
-    let asked = |case: &&crate::golden::GoldenCase| suite.cases.as_ref().is_none_or(|cases| cases.contains(&case.id));
+    let asked =
+        |case: &&crate::golden::GoldenCase| suite.cases.as_ref().is_none_or(|cases| cases.contains(&case.id));
     let budget = suite.tokens.map_or(usize::MAX, |tokens| tokens as usize);
-    let tokens = |case: &crate::golden::GoldenCase| case.prompt_ids.len() + case.generated_ids.len().min(budget);
+    let tokens =
+        |case: &crate::golden::GoldenCase| case.prompt_ids.len() + case.generated_ids.len().min(budget);
     stored.golden.cases.iter().filter(asked).map(tokens).sum::<usize>() as u64 * cell.layout.ranks() as u64
 }
 
@@ -100,7 +105,14 @@ pub fn list(parity: &Parity, args: &ListArgs) -> Result<Exit> {
             value["ranks"] = cell.layout.ranks().into();
             println!("{value}");
         } else {
-            println!("{:<72} {:<9} {:<16} {:>2} ranks {:<4} {cost:>8}", cell.id, cell.relation, cell.required, cell.layout.ranks(), cell.device);
+            println!(
+                "{:<72} {:<9} {:<16} {:>2} ranks {:<4} {cost:>8}",
+                cell.id,
+                cell.relation,
+                cell.required,
+                cell.layout.ranks(),
+                cell.device
+            );
         }
     }
     let ranks = selection.cells.iter().map(|cell| cell.layout.ranks()).max().unwrap_or(0);

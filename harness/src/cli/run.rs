@@ -66,7 +66,8 @@ fn event_file(dir: &Path) -> Result<JsonLines> {
 
 /// Inputs and circumstances of a run.
 fn header(selection: &Selection, inputs: &Inputs) -> Header {
-    let models = || inputs.models.iter().filter_map(|(name, found)| Some((name.clone(), found.as_ref().ok()?)));
+    let models =
+        || inputs.models.iter().filter_map(|(name, found)| Some((name.clone(), found.as_ref().ok()?)));
     let suites = || {
         let named = |(model, suite): &(String, String)| format!("{model}/{suite}");
         inputs.suites.iter().filter_map(move |(key, found)| Some((named(key), found.as_ref().ok()?)))
@@ -81,10 +82,16 @@ fn header(selection: &Selection, inputs: &Inputs) -> Header {
         started: crate::clock::now(),
         profile: format!("{} {}", profile.name(), engine::numerics::profile::Profile::VERSION),
         weights: models().map(|(name, model)| (name, model.weights_sha256.clone())).collect(),
-        tokenizers: models().filter_map(|(name, model)| Some((name, model.tokenizer_sha256.clone()?))).collect(),
+        tokenizers: models()
+            .filter_map(|(name, model)| Some((name, model.tokenizer_sha256.clone()?)))
+            .collect(),
         goldens: suites().map(|(name, suite)| (name, suite.sha256.clone())).collect(),
-        witnesses: suites().map(|(name, suite)| (name, suite.golden.provenance.implementation.clone())).collect(),
-        bounds: bounds.map(|(name, b)| (name.clone(), format!("{}: {} ({})", b.logprob, b.reason, b.origin))).collect(),
+        witnesses: suites()
+            .map(|(name, suite)| (name, suite.golden.provenance.implementation.clone()))
+            .collect(),
+        bounds: bounds
+            .map(|(name, b)| (name.clone(), format!("{}: {} ({})", b.logprob, b.reason, b.origin)))
+            .collect(),
         environment: environment(),
         not_covered: not_covered(selection),
     }
@@ -137,7 +144,11 @@ pub fn write_reports(record: &Record, dir: &Path) -> Result<()> {
 /// `parity report`.
 pub fn report(args: &ReportArgs) -> Result<Exit> {
     let records = args.events.iter().map(|file| Record::read(file)).collect::<Result<Vec<_>>>()?;
-    let record = if let [_] = records[..] { records.into_iter().next().unwrap_or_default() } else { Record::merge(records)? };
+    let record = if let [_] = records[..] {
+        records.into_iter().next().unwrap_or_default()
+    } else {
+        Record::merge(records)?
+    };
     if let Some(dir) = &args.report {
         write_reports(&record, dir)?;
     }

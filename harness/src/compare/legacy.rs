@@ -164,7 +164,9 @@ fn text(id: &str, expected: &Value, actual: &Value, vacuous: &mut Vec<String>) -
     }
     if expected.len() != actual.len() {
         let beyond = expected.len().max(actual.len()) - shorter;
-        vacuous.push(format!("request {id}: only the common beginning of the texts was compared, {beyond} characters were not"));
+        vacuous.push(format!(
+            "request {id}: only the common beginning of the texts was compared, {beyond} characters were not"
+        ));
     }
     Ok(())
 }
@@ -188,7 +190,9 @@ fn routing(id: &str, golden: &Map<String, Value>, current: &Map<String, Value>) 
     };
     let chosen: Option<Vec<_>> = match indices {
         None => Some(now),
-        Some(indices) => indices.iter().map(|i| now.get(usize::try_from(i.as_u64()?).ok()?).cloned()).collect(),
+        Some(indices) => {
+            indices.iter().map(|i| now.get(usize::try_from(i.as_u64()?).ok()?).cloned()).collect()
+        }
     };
     match chosen {
         None => Err(LegacyVerdict::Crash(format!("IndexError: routing_indices of request {id}"))),
@@ -216,7 +220,9 @@ fn measurement(golden: &LegacyFile, current: &LegacyFile, metric: &str) -> Step 
         other => number(other),
     };
     let (Some(expected), Some(actual)) = (value(expected), value(actual)) else {
-        return Err(LegacyVerdict::Crash(format!("StatisticsError: no median of `{metric}` without its first repeat")));
+        return Err(LegacyVerdict::Crash(format!(
+            "StatisticsError: no median of `{metric}` without its first repeat"
+        )));
     };
     let ratio = actual / expected;
     if ratio >= low && ratio < high {

@@ -34,11 +34,13 @@ impl Sidecar {
             return Ok(None);
         }
         let text = std::fs::read_to_string(&path).map_err(|error| HarnessError::file(&path, error))?;
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|error| HarnessError::golden(&path, error.to_string(), "a sidecar is one JSON object"))?;
+        let value: Value = serde_json::from_str(&text).map_err(|error| {
+            HarnessError::golden(&path, error.to_string(), "a sidecar is one JSON object")
+        })?;
         let word = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
         let keys = ["implementation", "engine", "dtype", "weights_sha256", "platform", "command", "created"];
-        let mut details: BTreeMap<String, String> = keys.iter().map(|key| ((*key).to_owned(), word(key))).collect();
+        let mut details: BTreeMap<String, String> =
+            keys.iter().map(|key| ((*key).to_owned(), word(key))).collect();
         details.insert("layout".into(), value["layout"].to_string());
         let names = value["request_ids"].as_object().into_iter().flatten();
         let names = names.filter_map(|(id, name)| Some((id.clone(), name.as_str()?.to_owned()))).collect();
