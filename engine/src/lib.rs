@@ -8,6 +8,8 @@ pub mod config;
 pub mod coordinator;
 pub mod dtype;
 pub mod error;
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod kernels;
 pub mod model;
 pub mod numerics;

@@ -30,6 +30,8 @@ pub struct Decoder<D: Device> {
     pub(crate) tap: Option<Box<dyn Tap>>,
     bytes: Vec<u8>,
     floats: Vec<f32>,
+    #[cfg(feature = "faults")]
+    fault: Option<crate::faults::Fault>,
 }
 
 /// What a decoder is assembled from.
@@ -54,6 +56,9 @@ pub struct Parts<D: Device> {
     pub kv_shape: KvShape,
     /// Positions of the rotary tables.
     pub positions: usize,
+    /// A planted fault.
+    #[cfg(feature = "faults")]
+    pub fault: Option<crate::faults::Fault>,
 }
 
 impl<D: Device> Decoder<D> {
@@ -75,6 +80,8 @@ impl<D: Device> Decoder<D> {
             tap: None,
             bytes: Vec::new(),
             floats: Vec::new(),
+            #[cfg(feature = "faults")]
+            fault: parts.fault,
         })
     }
 
@@ -95,6 +102,10 @@ impl<D: Device> Decoder<D> {
         if rows > self.ws.max_rows {
             return Err(EngineError::internal(format!("a step of {rows} rows exceeds {}", self.ws.max_rows)));
         }
+        #[cfg(feature = "faults")]
+        let planted = crate::faults::in_plan(self.fault, plan);
+        #[cfg(feature = "faults")]
+        let plan = planted.as_ref().unwrap_or(plan);
         self.dev.begin(plan, self.kv_shape.block_size)?;
         if self.links.prev.is_some() {
             self.receive(rows)?;
@@ -187,6 +198,14 @@ impl<D: Device> Decoder<D> {
             dev.rms_norm_in_place(&mut ws.nodes, norm, residual_norm(spec, rows))?;
         }
         dev.add(&mut ws.h, &ws.nodes, rows * hidden)?;
+        #[cfg(feature = "faults")]
+        if let Some(crate::faults::Fault::OneUlp { layer, column }) = self.fault.filter(|_| rows > 0)
+            && layer == global
+        {
+            let mut element = [0.0];
+            dev.read(&ws.h, column % hidden, &mut element)?;
+            dev.write(&mut ws.h, column % hidden, &[f32::from_bits(element[0].to_bits() ^ 1)])?;
+        }
         self.record(plan, global, "attention", rows)
     }
 

@@ -48,6 +48,20 @@ pub struct Limits {
     pub seed: u64,
 }
 
+/// Longest request under `config` for a model that covers `positions`: what is asked for, or the smaller of what the
+/// model covers and [`DEFAULT_SEQUENCE_LENGTH`].
+pub fn sequence_length(config: &InferenceConfig, positions: usize) -> Result<usize> {
+    match config.max_sequence_length {
+        Some(length) if length > positions => Err(EngineError::config(
+            "max_sequence_length",
+            format!("{length} exceeds the {positions} positions of the model"),
+            format!("use at most {positions}"),
+        )),
+        Some(length) => Ok(length),
+        None => Ok(positions.min(DEFAULT_SEQUENCE_LENGTH)),
+    }
+}
+
 impl Limits {
     /// Resolves and checks `config` for a model with `vocab` tokens.
     pub fn resolve(config: &InferenceConfig, vocab: usize, facts: &ModelFacts) -> Result<Self> {
@@ -66,17 +80,7 @@ impl Limits {
                 "raise block_size_tokens or lower buffer_size_gb",
             ));
         }
-        let max_sequence_length = match config.max_sequence_length {
-            Some(length) if length > facts.max_positions => {
-                return Err(EngineError::config(
-                    "max_sequence_length",
-                    format!("{length} exceeds the {} positions of the model", facts.max_positions),
-                    format!("use at most {}", facts.max_positions),
-                ));
-            }
-            Some(length) => length,
-            None => facts.max_positions.min(DEFAULT_SEQUENCE_LENGTH),
-        };
+        let max_sequence_length = sequence_length(config, facts.max_positions)?;
         Ok(Self {
             vocab,
             eos: facts.eos.clone(),

@@ -93,7 +93,11 @@ pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dy
     }
 }
 
-fn start<D: Device>(
+/// As [`executors`], on devices that the caller makes: `device(rank)`.
+///
+/// # Errors
+/// As [`executors`], and what `device` refuses.
+pub fn start<D: Device>(
     deployment: &Deployment,
     device: impl Fn(usize) -> Result<D>,
 ) -> Result<Vec<Box<dyn Executor>>> {

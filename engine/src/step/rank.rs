@@ -14,8 +14,11 @@ use crate::model::tap::Tap;
 use crate::parallel::comm::Transport;
 use crate::parallel::layout::Layout;
 use crate::parallel::shard::{ExpertPlacement, Shard, ShardTable};
+use crate::schedule::ModelFacts;
+use crate::schedule::limits::sequence_length;
 use crate::step::plan::{StepOutput, StepPlan};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What all ranks of a world agree on.
@@ -29,6 +32,11 @@ pub struct Deployment {
     pub layout: Layout,
     /// Where experts live.
     pub placement: ExpertPlacement,
+    /// Path that the model was opened from, if it was.
+    pub source: Option<PathBuf>,
+    /// A planted fault, for suites that prove that they would notice.
+    #[cfg(feature = "faults")]
+    pub fault: Option<crate::faults::Fault>,
 }
 
 impl Deployment {
@@ -36,24 +44,39 @@ impl Deployment {
     pub fn new(checkpoint: Arc<Checkpoint>, config: InferenceConfig, layout: Layout) -> Result<Self> {
         config.validate()?;
         layout.validate(checkpoint.spec())?;
-        let deployment = Self { checkpoint, config, layout, placement: ExpertPlacement::default() };
+        let deployment = Self {
+            checkpoint,
+            config,
+            layout,
+            placement: ExpertPlacement::default(),
+            source: None,
+            #[cfg(feature = "faults")]
+            fault: None,
+        };
         deployment.max_sequence_length()?;
         deployment.blocks()?;
         Ok(deployment)
     }
 
+    /// As [`Deployment::new`], from a model's path; other processes can then be told to open the same.
+    pub fn open(path: &Path, config: InferenceConfig, layout: Layout) -> Result<Self> {
+        let deployment = Self::new(Arc::new(Checkpoint::open(path)?), config, layout)?;
+        Ok(Self { source: Some(path.to_path_buf()), ..deployment })
+    }
+
+    /// What an engine over this deployment has to know of the model.
+    pub fn facts(&self) -> Result<ModelFacts> {
+        let spec = self.checkpoint.spec();
+        Ok(ModelFacts {
+            eos: spec.eos.clone(),
+            max_positions: spec.max_positions,
+            num_blocks: self.blocks()?,
+        })
+    }
+
     /// Longest request, prompt and output together.
     pub fn max_sequence_length(&self) -> Result<usize> {
-        let most = self.checkpoint.spec().max_positions;
-        match self.config.max_sequence_length {
-            None => Ok(most.min(2560)),
-            Some(asked) if asked <= most => Ok(asked),
-            Some(asked) => Err(EngineError::config(
-                "max_sequence_length",
-                format!("{asked} is more than the {most} positions of the model"),
-                format!("use at most {most}"),
-            )),
-        }
+        sequence_length(&self.config, self.checkpoint.spec().max_positions)
     }
 
     /// KV blocks of every rank: what the smallest budget of any rank holds, and never more than all requests can use.
@@ -140,6 +163,8 @@ impl<D: Device> Rank<D> {
         let moe = MoeLink::new(spec, &deployment.layout, &shard, transport)?;
         let max_rows = deployment.config.max_tokens;
         let replicas = moe.as_ref().map_or(1, |moe| moe.replicas().len());
+        #[cfg(feature = "faults")]
+        let links = links.with_fault(deployment.fault);
         let decoder = Decoder::new(Parts {
             dev,
             checkpoint: deployment.checkpoint.clone(),
@@ -151,6 +176,8 @@ impl<D: Device> Rank<D> {
             moe,
             max_rows,
             max_expert_rows: max_rows * replicas,
+            #[cfg(feature = "faults")]
+            fault: deployment.fault,
         })?;
         Ok(Self {
             decoder,
