@@ -15,7 +15,12 @@ struct Sequence {
 ///
 /// # Panics
 /// When the executor fails.
-pub fn greedy(executor: &mut dyn Executor, prompts: &[(u64, Vec<u32>)], steps: usize, block_size: usize) -> Vec<Vec<u32>> {
+pub fn greedy(
+    executor: &mut dyn Executor,
+    prompts: &[(u64, Vec<u32>)],
+    steps: usize,
+    block_size: usize,
+) -> Vec<Vec<u32>> {
     let mut next_block = 0;
     let mut sequences: Vec<Sequence> = prompts
         .iter()

@@ -4,3 +4,4 @@ pub mod drive;
 pub mod layouts;
 pub mod models;
 pub mod record;
+pub mod suite;

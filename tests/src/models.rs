@@ -28,7 +28,9 @@ pub fn open(name: &str) -> Arc<Checkpoint> {
     let path = path(name);
     match Checkpoint::open(&path) {
         Ok(checkpoint) => Arc::new(checkpoint),
-        Err(error) => panic!("model `{name}`: {error}\nhint: run `python3 ci/fetch_models.py` for package models"),
+        Err(error) => {
+            panic!("model `{name}`: {error}\nhint: run `python3 ci/fetch_models.py` for package models")
+        }
     }
 }
 

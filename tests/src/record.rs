@@ -32,7 +32,8 @@ impl Recorder {
 
 /// FNV-1a over the bit patterns of a row: every bit of every logit counts.
 pub fn digest(row: &[f32]) -> u64 {
-    row.iter().fold(0xcbf2_9ce4_8422_2325, |hash, x| (hash ^ u64::from(x.to_bits())).wrapping_mul(0x0100_0000_01b3))
+    row.iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, x| (hash ^ u64::from(x.to_bits())).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl Executor for Recorder {
@@ -48,7 +49,8 @@ impl Executor for Recorder {
         self.inner.execute(&self.plan, out)?;
         let mut rows = self.rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (i, row) in out.rows.iter().enumerate() {
-            let chunk = self.plan.chunks.iter().find(|c| (c.first_token..c.first_token + c.len).contains(row));
+            let chunk =
+                self.plan.chunks.iter().find(|c| (c.first_token..c.first_token + c.len).contains(row));
             let (Some(chunk), Some(logits)) = (chunk, out.row(i)) else { continue };
             let key = (chunk.request, chunk.start + row - chunk.first_token);
             let bits = digest(logits);

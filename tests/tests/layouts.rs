@@ -1,97 +1,71 @@
 //! Every layout gives the bits of one rank: one test for each (model, layout), on threads, compared logit by logit at
 //! every step, and with the golden's tokens.
 
-use engine::config::InferenceConfig;
-use engine::model::checkpoint::Checkpoint;
 use engine::parallel::layout::Layout;
 use engine::step::deploy::{DeviceKind, executors};
-use engine::step::rank::Deployment;
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::sync::{Arc, Mutex};
-use tests::record::{Recorder, Rows};
-use tests::{drive, layouts, models};
-
-const STEPS: usize = 6;
-const BLOCK: usize = 16;
-
-/// Prompts of the suite that are short enough to run in every layout, with the tokens that the golden has.
-fn prompts(model: &str) -> Vec<(u64, Vec<u32>, Vec<u32>)> {
-    let golden = models::golden(model, "core");
-    let short = golden.cases.into_iter().filter(|c| c.prompt_ids.len() <= 70);
-    short.take(5).enumerate().map(|(i, c)| (i as u64, c.prompt_ids, c.generated_ids[..STEPS].to_vec())).collect()
-}
-
-/// Runs all prompts, spread over the replicas, and returns tokens by request and all logit bits.
-fn run(checkpoint: &Arc<Checkpoint>, layout: Layout, prompts: &[(u64, Vec<u32>, Vec<u32>)]) -> Result<(Vec<Vec<u32>>, Rows), Failed> {
-    let config = InferenceConfig {
-        block_size_tokens: BLOCK,
-        num_blocks: Some(64),
-        max_tokens: 512,
-        max_sequence_length: Some(256),
-        rank_deadline_ms: 60_000,
-        ..InferenceConfig::default()
-    };
-    let deployment = Deployment::new(checkpoint.clone(), config, layout)?;
-    let replicas = executors(&deployment, DeviceKind::Cpu)?;
-    let dp = replicas.len();
-    let (tokens, rows) = (Mutex::new(vec![Vec::new(); prompts.len()]), Mutex::new(Rows::default()));
-    std::thread::scope(|scope| {
-        for (replica, executor) in replicas.into_iter().enumerate() {
-            let (tokens, rows) = (&tokens, &rows);
-            scope.spawn(move || {
-                let mine: Vec<_> = prompts.iter().filter(|p| p.0 as usize % dp == replica).map(|p| (p.0, p.1.clone())).collect();
-                let (mut recorder, record) = Recorder::new(executor);
-                let answers = drive::greedy(&mut recorder, &mine, STEPS, BLOCK);
-                for ((request, _), answer) in mine.iter().zip(answers) {
-                    tokens.lock().expect("tokens")[*request as usize] = answer;
-                }
-                let record = record.lock().expect("record").clone();
-                let mut rows = rows.lock().expect("rows");
-                rows.contradictions += record.contradictions;
-                rows.bits.extend(record.bits);
-            });
-        }
-    });
-    Ok((tokens.into_inner().expect("tokens"), rows.into_inner().expect("rows")))
-}
+use tests::{layouts, models, suite};
 
 fn check(model: &str, layout: Layout) -> Result<(), Failed> {
     let checkpoint = models::open(model);
-    let prompts = prompts(model);
-    let (tokens, rows) = run(&checkpoint, layout, &prompts)?;
-    for (request, _, golden) in &prompts {
-        if tokens[*request as usize] != *golden {
-            return Err(format!("request {request}: {:?} instead of the golden's {golden:?}", tokens[*request as usize]).into());
-        }
-    }
-    let (_, single) = run(&checkpoint, Layout::SINGLE, &prompts)?;
-    if single.bits.len() != prompts.len() * STEPS {
-        return Err(format!("only {} rows were compared", single.bits.len()).into());
-    }
-    if rows != single {
-        let first = single.bits.iter().find(|(key, bits)| rows.bits.get(key) != Some(bits));
-        return Err(format!("logits differ from one rank's, first at (request, position) {first:?}").into());
-    }
-    Ok(())
+    let prompts = suite::prompts(model);
+    let start = |layout| executors(&suite::deployment(&checkpoint, layout)?, DeviceKind::Cpu);
+    let (_, single) = suite::run(start(Layout::SINGLE)?, &prompts);
+    Ok(suite::compare(&prompts, &suite::run(start(layout)?, &prompts), &single)?)
 }
+
+/// The same check, with a fault planted, must fail.
+#[cfg(feature = "faults")]
+fn must_fail(model: &str, layout: Layout, fault: engine::faults::Fault) -> Result<(), Failed> {
+    let checkpoint = models::open(model);
+    let prompts = suite::prompts(model);
+    let (_, single) =
+        suite::run(executors(&suite::deployment(&checkpoint, Layout::SINGLE)?, DeviceKind::Cpu)?, &prompts);
+    let mut deployment = suite::deployment(&checkpoint, layout)?;
+    deployment.fault = Some(fault);
+    match suite::compare(&prompts, &suite::run(executors(&deployment, DeviceKind::Cpu)?, &prompts), &single) {
+        Err(_) => Ok(()),
+        Ok(()) => Err(format!("{fault:?} went unnoticed in {layout}").into()),
+    }
+}
+
+#[cfg(feature = "faults")]
+fn twins(trials: &mut Vec<Trial>) {
+    use engine::faults::Fault;
+    for (fault, layout) in [
+        (Fault::RankOrderSum, "tp=3"),
+        (Fault::Bf16Nodes, "tp=2"),
+        (Fault::DroppedNode, "tp=2"),
+        (Fault::SwappedNodes, "tp=3"),
+        (Fault::OneUlp { layer: 3, column: 5 }, "tp=2,pp=2"),
+    ] {
+        let Ok(layout) = layout.parse::<Layout>() else { continue };
+        trials.push(Trial::test(format!("twin::{fault:?}"), move || must_fail("dense", layout, fault)));
+    }
+}
+
+#[cfg(not(feature = "faults"))]
+fn twins(_: &mut Vec<Trial>) {}
 
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
+    let mut count = 0;
     for model in ["dense", "moe"] {
-        let all = layouts::all(models::open(model).spec(), 8);
-        let count = all.len();
-        trials.push(Trial::test(format!("{model}::at_least_60_layouts"), move || {
-            if count >= 60 || model == "dense" { Ok(()) } else { Err(format!("only {count} layouts").into()) }
-        }));
-        for layout in all {
+        for layout in layouts::all(models::open(model).spec(), 8) {
+            count += 1;
             trials.push(Trial::test(format!("{model}::{layout}"), move || check(model, layout)));
         }
     }
+    trials.push(Trial::test("at_least_60_layouts", move || {
+        if count >= 60 { Ok(()) } else { Err(format!("only {count} layouts").into()) }
+    }));
     for tp in [1, 2, 3, 4, 9] {
         if let Ok(layout) = Layout::new(tp, 1, 1, 1) {
-            trials.push(Trial::test(format!("smollm2-135m::{layout}"), move || check("smollm2-135m", layout)));
+            trials
+                .push(Trial::test(format!("smollm2-135m::{layout}"), move || check("smollm2-135m", layout)));
         }
     }
+    twins(&mut trials);
     libtest_mimic::run(&arguments, trials).exit();
 }

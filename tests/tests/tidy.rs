@@ -65,7 +65,9 @@ fn imports_go_one_way() {
     none("engine knows a crate above it", engine.into_iter().filter(|l| l.contains("use ")).collect());
     let api = offences(&files("api/src", &[".rs"]), |l| l.contains("harness::"));
     none("api knows the harness", api);
-    for (manifest, banned) in [("engine/Cargo.toml", "api"), ("engine/Cargo.toml", "harness"), ("api/Cargo.toml", "harness")] {
+    for (manifest, banned) in
+        [("engine/Cargo.toml", "api"), ("engine/Cargo.toml", "harness"), ("api/Cargo.toml", "harness")]
+    {
         let dependency = text(&root().join(manifest)).lines().any(|l| l.starts_with(&format!("{banned}.")));
         assert!(!dependency, "{manifest} depends on {banned}");
     }
@@ -74,21 +76,36 @@ fn imports_go_one_way() {
 #[test]
 fn engine_knows_token_ids_only() {
     let words = ["tokenizers::", "minijinja", "axum", "serde_yaml"];
-    none("text or wire types in the engine", offences(&files("engine/src", &[".rs"]), |l| words.iter().any(|w| l.contains(w))));
+    none(
+        "text or wire types in the engine",
+        offences(&files("engine/src", &[".rs"]), |l| words.iter().any(|w| l.contains(w))),
+    );
 }
 
 #[test]
 fn wiring_mentions_no_rank_arithmetic() {
-    let wiring: Vec<_> = ["decoder.rs", "head.rs", "workspace.rs"].map(|f| root().join("engine/src/model").join(f)).into();
-    none("rank arithmetic in the wiring", offences(&wiring, |l| l.contains("rank_at") || l.contains("% tp") || l.contains("coord(")));
+    let wiring: Vec<_> =
+        ["decoder.rs", "head.rs", "workspace.rs"].map(|f| root().join("engine/src/model").join(f)).into();
+    none(
+        "rank arithmetic in the wiring",
+        offences(&wiring, |l| l.contains("rank_at") || l.contains("% tp") || l.contains("coord(")),
+    );
 }
 
 #[test]
 fn no_unfinished_work() {
     // Spelled in halves so that this file does not offend itself.
-    let marks = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("TO", "DO"), concat!("FIX", "ME"), concat!("#[ig", "nore")];
+    let marks = [
+        concat!("to", "do!("),
+        concat!("unimple", "mented!("),
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("#[ig", "nore"),
+    ];
     for dir in ["engine", "api", "harness", "tests", "ci", "goldens/generate"] {
-        let found = offences(&files(dir, &[".rs", ".cu", ".cuh", ".py", "test", "setup"]), |l| marks.iter().any(|m| l.contains(m)));
+        let found = offences(&files(dir, &[".rs", ".cu", ".cuh", ".py", "test", "setup"]), |l| {
+            marks.iter().any(|m| l.contains(m))
+        });
         none("marks of unfinished work", found);
     }
 }
@@ -98,7 +115,10 @@ fn no_path_of_one_machine() {
     let paths = [concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/ho", "me/")];
     for dir in ["engine", "api", "harness", "tests", "ci", "goldens"] {
         let endings = [".rs", ".toml", ".md", ".py", ".yaml", ".json", ".cu", ".sh"];
-        none("paths of one machine", offences(&files(dir, &endings), |l| paths.iter().any(|p| l.contains(p))));
+        none(
+            "paths of one machine",
+            offences(&files(dir, &endings), |l| paths.iter().any(|p| l.contains(p))),
+        );
     }
 }
 
@@ -109,13 +129,17 @@ fn the_map_names_what_exists() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|name| name.starts_with("engine/") || name.starts_with("api/") || name.starts_with("harness/"))
+        .filter(|name| {
+            name.starts_with("engine/") || name.starts_with("api/") || name.starts_with("harness/")
+        })
         .collect();
     assert!(named.len() > 8, "the map names only {named:?}");
     for name in named {
         assert!(root().join(name).exists(), "ARCHITECTURE.md names `{name}`, which does not exist");
     }
-    for room in fs::read_dir(root().join("engine/src")).expect("engine/src").flatten().filter(|e| e.path().is_dir()) {
+    for room in
+        fs::read_dir(root().join("engine/src")).expect("engine/src").flatten().filter(|e| e.path().is_dir())
+    {
         let name = format!("{}/", room.file_name().to_string_lossy());
         assert!(map.contains(&name), "ARCHITECTURE.md does not name the room engine/src/{name}");
     }

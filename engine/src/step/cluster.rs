@@ -30,8 +30,17 @@ pub struct ReplicaExecutor {
 
 /// Threads of a world; joined when the last executor goes.
 #[derive(Default)]
-struct Threads {
+pub(crate) struct Threads {
     handles: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Threads {
+    /// Joins `handle` too, in the end.
+    pub(crate) fn keep(&self, handle: JoinHandle<()>) {
+        if let Ok(mut handles) = self.handles.lock() {
+            handles.push(handle);
+        }
+    }
 }
 
 impl Drop for Threads {
@@ -67,11 +76,9 @@ pub fn start_threads<D: Device>(
             .name(format!("rank-{rank}"))
             .spawn(move || run_guarded(worker, &wires))
             .map_err(|e| EngineError::internal(format!("thread of rank {rank} does not start: {e}")))?;
-        if let Ok(mut handles) = threads.handles.lock() {
-            handles.push(handle);
-        }
+        threads.keep(handle);
     }
-    Ok((0..deployment.layout.dp()).map(|dp| executor(deployment, dp, &down[0], &up[0], &threads)).collect())
+    Ok(executors_over(deployment, |_| (down[0].clone(), up[0].clone()), &threads))
 }
 
 /// Runs a worker; a panic is announced to all ranks like an error.
@@ -88,47 +95,34 @@ fn run_guarded<D: Device>(worker: Worker<D>, wires: &Wires) {
     }
 }
 
-fn executor(
+/// One driver for each replica; `wires(leader)` are the driver's ends of the worlds down to that leader and up from it.
+pub(crate) fn executors_over(
     deployment: &Deployment,
-    dp: usize,
-    down: &Arc<dyn Transport>,
-    up: &Arc<dyn Transport>,
+    wires: impl Fn(usize) -> (Arc<dyn Transport>, Arc<dyn Transport>),
     threads: &Arc<Threads>,
-) -> ReplicaExecutor {
-    ReplicaExecutor {
-        down: down.clone(),
-        up: up.clone(),
-        leader: deployment.layout.leader(dp),
-        vocab: deployment.checkpoint.spec().vocab,
-        bytes: Vec::new(),
-        kv_bytes: 0,
-        witness: Mutex::new(Vec::new()),
-        _world: threads.clone(),
-    }
+) -> Vec<ReplicaExecutor> {
+    let one = |dp: usize| {
+        let leader = deployment.layout.leader(dp);
+        let (down, up) = wires(leader);
+        ReplicaExecutor {
+            down,
+            up,
+            leader,
+            vocab: deployment.checkpoint.spec().vocab,
+            bytes: Vec::new(),
+            kv_bytes: 0,
+            witness: Mutex::new(Vec::new()),
+            _world: threads.clone(),
+        }
+    };
+    (0..deployment.layout.dp()).map(one).collect()
 }
 
-/// Runs this process's rank of an already connected world (MPI: one process per rank). On rank 0 the drivers are
-/// returned at once while the rank works on a thread; on other ranks the call returns when the world stops.
-pub fn join_world<D: Device>(
-    deployment: &Deployment,
-    device: D,
-    wires: Wires,
-) -> Result<Vec<ReplicaExecutor>> {
+/// Loads this process's rank of an already connected world (MPI: one process per rank).
+#[cfg(feature = "mpi")]
+pub(crate) fn load_worker<D: Device>(deployment: &Deployment, device: D, wires: Wires) -> Result<Worker<D>> {
     let rank = Rank::new(deployment, device, wires.data.clone(), &PackCache::default())?;
-    let worker = Worker::new(deployment, rank, wires.clone());
-    if wires.data.rank() != 0 {
-        return worker.run().map(|()| Vec::new());
-    }
-    let threads = Arc::new(Threads::default());
-    let (down, up) = (wires.down.clone(), wires.up.clone());
-    let handle = std::thread::Builder::new()
-        .name("rank-0".to_owned())
-        .spawn(move || run_guarded(worker, &wires))
-        .map_err(|e| EngineError::internal(format!("thread of rank 0 does not start: {e}")))?;
-    if let Ok(mut handles) = threads.handles.lock() {
-        handles.push(handle);
-    }
-    Ok((0..deployment.layout.dp()).map(|dp| executor(deployment, dp, &down, &up, &threads)).collect())
+    Ok(Worker::new(deployment, rank, wires))
 }
 
 impl ReplicaExecutor {

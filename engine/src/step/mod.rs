@@ -6,6 +6,8 @@ pub mod deploy;
 pub mod engine;
 pub mod lifecycle;
 pub mod local;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod order;
 pub mod plan;
 pub mod rank;

@@ -14,7 +14,7 @@ pub enum Command<'a> {
     Kv(KvVerb),
     /// Report [`Reply::Witness`].
     Witness,
-    /// Finish; answered by [`Reply::Done`].
+    /// Finish. The only command without an answer: whoever sends it is leaving.
     Stop,
 }
 
@@ -31,7 +31,7 @@ pub enum KvVerb {
     Restore,
 }
 
-/// What a leader answers; exactly one for each command.
+/// What a leader answers; exactly one for each command but the last.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
     /// Result of a step.

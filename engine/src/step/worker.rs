@@ -140,8 +140,8 @@ impl<D: Device> Worker<D> {
                 Wake::Ring => self.round(None, stopping)?,
             };
             if last {
-                self.order(&Order::Stop)?;
-                return self.reply(&Reply::Done(0));
+                // Nobody waits for an answer to a stop: the driver has gone.
+                return self.order(&Order::Stop);
             }
         }
     }
