@@ -289,6 +289,7 @@ impl MpiRank {
             return Ok(room.then_some(0));
         }
         if wire.arrived(Some(to), shared.tag(Channel::Left)).map_err(failed)?.is_some() {
+            shared.check_failed(&mut wire, "send")?;
             return Err(shared.error(to, "send", format!("rank {to} has left")));
         }
         if wire.in_flight(to, tag) >= QUEUE_MESSAGES {
@@ -311,7 +312,8 @@ impl MpiRank {
         if wire.arrived(Some(from), shared.tag(Channel::Left)).map_err(failed)?.is_none() {
             return Ok(None);
         }
-        // The goodbye came last: what was sent before it has arrived by now.
+        // The goodbye came last: what was sent before it, an abort or a message, has arrived by now.
+        shared.check_failed(&mut wire, "recv")?;
         match wire.begin(from, tag, into).map_err(failed)? {
             Some(receiving) => Ok(Some(receiving)),
             None => Err(shared.error(from, "recv", format!("rank {from} has left"))),
