@@ -14,8 +14,10 @@ use std::io::Write;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// Longest wait of any rank.
-const DEADLINE: Duration = Duration::from_secs(3);
+/// Longest wait of any rank where nobody hangs.
+const PATIENT: Duration = Duration::from_secs(30);
+/// Longest wait of any rank where one hangs.
+const BRISK: Duration = Duration::from_secs(3);
 /// Deadline, time to wind up, watchdog, and a loaded machine on top.
 const END: Duration = Duration::from_secs(60);
 
@@ -74,17 +76,16 @@ fn digest(bits: &[u32]) -> u64 {
 
 /// Runs a case under `mpirun -n ranks` and fails when the job outlives `END`.
 fn mpirun(ranks: usize, case: &str, layout: &str) -> Output {
+    mpirun_with(&[], ranks, case, layout)
+}
+
+fn mpirun_with(flags: &[&str], ranks: usize, case: &str, layout: &str) -> Output {
     let started = Instant::now();
     let binary = std::env::current_exe().unwrap();
     let output = Command::new("timeout")
-        .args([
-            "--kill-after=5",
-            &END.as_secs().to_string(),
-            "mpirun",
-            "--oversubscribe",
-            "-n",
-            &ranks.to_string(),
-        ])
+        .args(["--kill-after=5", &END.as_secs().to_string(), "mpirun"])
+        .args(flags)
+        .args(["-n", &ranks.to_string()])
         .arg(binary)
         .args(["child_of_mpirun", "--exact", "--nocapture", "--test-threads=1"])
         .env("MPI_CASE", case)
@@ -178,6 +179,18 @@ fn a_killed_process_ends_the_job() {
 }
 
 #[test]
+fn survivors_of_a_killed_process_report_it_at_the_deadline() {
+    // By default `mpirun` ends the others itself; told not to, the engine's own deadline has to.
+    let output = mpirun_with(&["--enable-recovery"], 3, "die", "tp=3");
+    let said = said(&output);
+    for rank in 0..2 {
+        let report = said.iter().find(|l| l.starts_with(&format!("@{rank} error")));
+        assert!(report.is_some_and(|l| l.contains("rank 2") && l.contains("hangs")), "{}", text(&output));
+    }
+    no_orphans(&output);
+}
+
+#[test]
 fn a_rank_that_left_is_not_waited_for() {
     let output = mpirun(3, "leave", "tp=3");
     others_report(&output, 3, 2, &["rank 2 has left"]);
@@ -198,7 +211,8 @@ fn child_of_mpirun() {
     let mpi = Mpi::init().unwrap();
     let rank = mpi.rank();
     say(rank, &format!("pid {}", std::process::id()));
-    let outcome = mpi.launch(layout, DEADLINE, |context| {
+    let deadline = if matches!(case.as_str(), "hang" | "die") { BRISK } else { PATIENT };
+    let outcome = mpi.launch(layout, deadline, |context| {
         if case != "work" && context.coord.rank == 2 {
             return go_wrong(&case);
         }
@@ -206,7 +220,7 @@ fn child_of_mpirun() {
         work(&context)
     });
     let outcome = outcome.and_then(|first| {
-        let again = mpi.launch(layout, DEADLINE, |context| work(&context))?;
+        let again = mpi.launch(layout, deadline, |context| work(&context))?;
         if first == again { Ok(first) } else { Err(EngineError::internal("the second launch differs")) }
     });
     match outcome {
@@ -226,14 +240,21 @@ fn say(rank: usize, what: &str) {
 fn go_wrong(case: &str) -> Result<Vec<u32>> {
     match case {
         "panic" => panic!("planted"),
-        "die" => std::process::abort(),
-        "hang" => loop {
-            std::thread::park();
-        },
+        "die" => {
+            Command::new("kill").args(["-9", &std::process::id().to_string()]).status().unwrap();
+            hang()
+        }
+        "hang" => hang(),
         "leave" => {
             // Gone without a word of failure: the others are in the middle of their work.
             Ok(Vec::new())
         }
         other => Err(EngineError::internal(format!("unknown case {other}"))),
+    }
+}
+
+fn hang() -> ! {
+    loop {
+        std::thread::park();
     }
 }

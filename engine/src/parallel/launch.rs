@@ -160,6 +160,12 @@ where
     collect(world, deadline, &outcomes)
 }
 
+/// Processes of the MPI job that this process was started in, as `mpirun` tells them through `env` (Open MPI,
+/// MPICH); `None` outside a job. Needs no MPI: for programs that pick their transport, or refuse.
+pub fn mpi_job_size(env: impl Fn(&str) -> Option<String>) -> Option<usize> {
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].iter().find_map(|name| env(name)?.parse().ok())
+}
+
 /// Refuses a number of started ranks that is not the layout's.
 pub(crate) fn check_world(layout: &Layout, ranks: usize) -> Result<()> {
     if ranks == layout.world() {

@@ -94,3 +94,11 @@ fn a_world_of_another_size_is_refused() {
     let error = launch_on(layout("tp=2"), worlds(), worlds(), |_| Ok(())).unwrap_err();
     assert!(error.to_string().contains("it has 2 ranks, but 3 were started"), "{error}");
 }
+
+#[test]
+fn an_mpi_job_is_known_by_its_environment() {
+    let open_mpi = |name: &str| (name == "OMPI_COMM_WORLD_SIZE").then(|| "4".to_owned());
+    assert_eq!(mpi_job_size(open_mpi), Some(4));
+    assert_eq!(mpi_job_size(|_| None), None);
+    assert_eq!(mpi_job_size(|_| Some("many".to_owned())), None);
+}
