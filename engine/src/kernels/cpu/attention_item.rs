@@ -1,25 +1,22 @@
 //! Attention of a few queries that share keys: split by split, merged by the aligned tree.
 
-use super::attention_tile::{ScoreArgs, ValueArgs, scores, values};
+use super::attention_merge::Pending;
+use super::attention_tile::{MAX_VECTORS, ScoreArgs, ValueArgs, scores, values};
 use super::kv::Layer;
 use super::plan::{Rows, Span};
 use super::simd::{Kernel, Simd, exp, join};
 use crate::kernels::device::AttentionArgs;
-use crate::numerics::math;
 use crate::numerics::profile::{KEY_SPLIT, ROW_LEAF};
 use crate::numerics::reference::first_visible;
 
 /// Lanes of one vector, and most queries of an item.
 const LANES: usize = 16;
 
-/// Most pending nodes of a query: positions have 32 bits, a split takes 8 of them.
-const DEPTH: usize = 26;
-
 /// Where a thread's scratch buffers lie. `m` is the most queries of an item, `dim` the head padded to lanes.
 #[derive(Clone, Copy)]
 pub struct Scratch {
     m: usize,
-    dim: usize,
+    pub(super) dim: usize,
     levels: usize,
 }
 
@@ -31,7 +28,12 @@ impl Scratch {
 
     /// f32 elements in all.
     pub fn len(&self) -> usize {
-        self.m * KEY_SPLIT + self.dim * self.m + self.dim * KEY_SPLIT + (self.levels + 1) * self.m * self.dim
+        self.nodes(self.levels + 1, 0)
+    }
+
+    /// f32 elements of one node: the sums of the values, padded to lanes, then maximum and sum.
+    pub fn node(&self) -> usize {
+        self.dim + LANES
     }
 
     /// `[m, 256]` scores, then exponentials.
@@ -49,18 +51,10 @@ impl Scratch {
         self.queries() + self.dim * self.m
     }
 
-    /// `[level, m, dim]` sums of values: pending nodes, and one more for the split under way.
-    fn sums(&self, level: usize, query: usize) -> usize {
-        self.keys() + self.dim * KEY_SPLIT + (level * self.m + query) * self.dim
+    /// `[level, m]` nodes: those pending, and one more level for the split under way.
+    fn nodes(&self, level: usize, query: usize) -> usize {
+        self.keys() + self.dim * KEY_SPLIT + (level * self.m + query) * self.node()
     }
-}
-
-/// Pending nodes of one query: the aligned tree over absolute split indices, streamed.
-#[derive(Clone, Copy)]
-struct Pending {
-    depth: usize,
-    /// First split, maximum and sum of each node.
-    nodes: [(u32, f32, f32); DEPTH],
 }
 
 /// A few queries of one span against one key head.
@@ -90,10 +84,40 @@ pub struct Item<'a> {
     pub layout: Scratch,
     /// This thread's buffers.
     pub scratch: *mut f32,
+    /// What to do.
+    pub part: Part,
+    /// `[query, split]` nodes of these queries, where splits are done one by one.
+    pub partials: *mut f32,
+}
+
+impl Item<'_> {
+    /// Node of query `i` for the split under way.
+    #[inline(always)]
+    pub(super) fn fresh(&self, i: usize) -> *mut f32 {
+        self.pending(self.layout.levels, i)
+    }
+
+    /// Pending node of query `i` at `level` of its stack.
+    #[inline(always)]
+    pub(super) fn pending(&self, level: usize, i: usize) -> *mut f32 {
+        // SAFETY: inside the scratch buffer.
+        unsafe { self.scratch.add(self.layout.nodes(level, i)) }
+    }
 }
 
 /// Slots `[lo, hi)` of a split that a query sees.
 type Seen = (usize, usize);
+
+/// Which part of its queries' attention an item does.
+#[derive(Clone, Copy)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// One key split; the nodes are left at [`Item::partials`].
+    Split(usize),
+    /// Merging the nodes that others left.
+    Merge,
+}
 
 impl Kernel for Item<'_> {
     type Out = ();
@@ -101,22 +125,36 @@ impl Kernel for Item<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let m = self.queries.1 - self.queries.0;
-        let mut pending = [Pending { depth: 0, nodes: [(0, 0.0, 0.0); DEPTH] }; LANES];
-        let first = first_visible(self.position(0), self.args.window);
-        // SAFETY: by `attention`, which checked the plan against the storage and sized the scratch.
+        let splits = self.splits();
+        let mut pending = [Pending::EMPTY; LANES];
+        // SAFETY: by `attention`, which checked the plan against the storage and sized the buffers.
         unsafe {
-            self.load_queries(m);
-            for split in first / KEY_SPLIT..=self.position(m - 1) / KEY_SPLIT {
-                let mut seen: [Seen; LANES] = [(0, 0); LANES];
-                for (i, seen) in seen[..m].iter_mut().enumerate() {
-                    *seen = self.seen(i, split);
+            match self.part {
+                Part::Whole => {
+                    self.load_queries(m);
+                    for split in splits.0..splits.1 {
+                        if let Some((lo, hi)) = self.node::<S>(split, m) {
+                            for (i, pending) in pending.iter_mut().enumerate().take(hi).skip(lo) {
+                                self.push::<S>(i, split, self.fresh(i), pending);
+                            }
+                        }
+                    }
                 }
-                // Queries ascend in position, so those that see something are neighbours.
-                let lo = seen[..m].iter().position(|(a, b)| a < b).unwrap_or(m);
-                let hi = seen[..m].iter().rposition(|(a, b)| a < b).map_or(lo, |i| i + 1);
-                if lo < hi {
-                    self.score::<S>(split, (lo, hi), &seen);
-                    self.weigh::<S>(split, (lo, hi), &seen, &mut pending);
+                Part::Split(split) => {
+                    self.load_queries(m);
+                    if let Some((lo, hi)) = self.node::<S>(split, m) {
+                        (lo..hi).for_each(|i| self.leave(i, split));
+                    }
+                    return;
+                }
+                Part::Merge => {
+                    for split in splits.0..splits.1 {
+                        for (i, pending) in pending[..m].iter_mut().enumerate() {
+                            if self.seen(i, split) != (0, 0) {
+                                self.push::<S>(i, split, self.left(i, split), pending);
+                            }
+                        }
+                    }
                 }
             }
             for (i, pending) in pending[..m].iter_mut().enumerate() {
@@ -127,9 +165,16 @@ impl Kernel for Item<'_> {
 }
 
 impl Item<'_> {
+    /// Key splits that any query sees: first, and one past the last.
+    #[inline(always)]
+    pub fn splits(&self) -> (usize, usize) {
+        let last = self.position(self.queries.1 - self.queries.0 - 1);
+        (first_visible(self.position(0), self.args.window) / KEY_SPLIT, last / KEY_SPLIT + 1)
+    }
+
     /// Row of the step and query head of query `i` of this item.
     #[inline(always)]
-    fn query(&self, i: usize) -> (usize, usize) {
+    pub(super) fn query(&self, i: usize) -> (usize, usize) {
         let query = self.queries.0 + i;
         (self.span.rows.start + query / self.heads.len(), self.heads[query % self.heads.len()])
     }
@@ -171,7 +216,25 @@ impl Item<'_> {
         }
     }
 
-    /// Scores of the queries `[lo, hi)` against the keys that any of them sees, unscaled, whole vectors.
+    /// Computes the nodes of one split; they are left in the fresh level. Returns the queries that see something.
+    #[inline(always)]
+    unsafe fn node<S: Simd>(&self, split: usize, m: usize) -> Option<(usize, usize)> {
+        let mut seen: [Seen; LANES] = [(0, 0); LANES];
+        for (i, seen) in seen[..m].iter_mut().enumerate() {
+            *seen = self.seen(i, split);
+        }
+        // Queries ascend in position, so those that see something are neighbours.
+        let lo = seen[..m].iter().position(|(a, b)| a < b)?;
+        let hi = seen[..m].iter().rposition(|(a, b)| a < b)? + 1;
+        // SAFETY: by the caller.
+        unsafe {
+            self.score::<S>(split, (lo, hi), &seen);
+            self.weigh::<S>(split, (lo, hi), &seen);
+        }
+        Some((lo, hi))
+    }
+
+    /// Scores of the queries `[lo, hi)` against the keys that any of them sees, whole vectors.
     #[inline(always)]
     unsafe fn score<S: Simd>(&self, split: usize, (lo, hi): (usize, usize), seen: &[Seen; LANES]) {
         let dim = self.args.heads.head_dim;
@@ -183,25 +246,28 @@ impl Item<'_> {
             if short {
                 self.copy_keys(split, first, last);
             }
-            for at in (first..last).step_by(LANES) {
-                let keys = if short {
-                    self.scratch.add(self.layout.keys() + at).cast_const()
-                } else {
-                    let (block, slot) = self.locate(split * KEY_SPLIT + at);
-                    self.kv.as_ptr().add(self.layer.keys(block, self.kv_head) + slot)
+            for from in (first..last).step_by(LANES * MAX_VECTORS) {
+                let to = last.next_multiple_of(LANES).min(from + LANES * MAX_VECTORS);
+                let mut keys = [std::ptr::null(); MAX_VECTORS];
+                for (at, keys) in (from..to).step_by(LANES).zip(&mut keys) {
+                    *keys = if short {
+                        self.scratch.add(self.layout.keys() + at).cast_const()
+                    } else {
+                        let (block, slot) = self.locate(split * KEY_SPLIT + at);
+                        self.kv.as_ptr().add(self.layer.keys(block, self.kv_head) + slot)
+                    };
+                }
+                let args = ScoreArgs {
+                    queries: self.scratch.add(self.layout.queries() + lo),
+                    query_stride: self.layout.m,
+                    keys,
+                    vectors: (to - from) / LANES,
+                    key_stride: if short { KEY_SPLIT } else { self.rows.block_size },
+                    dim,
+                    scale: self.args.scale,
+                    out: self.scratch.add(self.layout.scores() + lo * KEY_SPLIT + from),
                 };
-                scores::<S>(
-                    hi - lo,
-                    ScoreArgs {
-                        queries: self.scratch.add(self.layout.queries() + lo),
-                        query_stride: self.layout.m,
-                        keys,
-                        key_stride: if short { KEY_SPLIT } else { self.rows.block_size },
-                        dim,
-                        scale: self.args.scale,
-                        out: self.scratch.add(self.layout.scores() + lo * KEY_SPLIT + at),
-                    },
-                );
+                scores::<S>(hi - lo, args);
             }
         }
     }
@@ -222,33 +288,27 @@ impl Item<'_> {
         }
     }
 
-    /// Exponentials, their sum, and the weighted values of one split; then the nodes go on the pending stacks.
+    /// Exponentials, their sum, and the weighted values of one split.
     #[inline(always)]
-    unsafe fn weigh<S: Simd>(
-        &self,
-        split: usize,
-        (lo, hi): (usize, usize),
-        seen: &[Seen; LANES],
-        pending: &mut [Pending; LANES],
-    ) {
+    unsafe fn weigh<S: Simd>(&self, split: usize, (lo, hi): (usize, usize), seen: &[Seen; LANES]) {
         // SAFETY: all buffers as laid out by `Scratch`.
         unsafe {
-            let mut nodes = [(0.0, 0.0); LANES];
-            for (i, node) in nodes.iter_mut().enumerate().take(hi).skip(lo) {
-                *node = self.softmax::<S>(i, seen[i]);
-                let sums = self.scratch.add(self.layout.sums(self.layout.levels, i));
-                std::ptr::write_bytes(sums, 0, self.layout.dim);
+            for (i, seen) in seen.iter().enumerate().take(hi).skip(lo) {
+                let (top, sum) = self.softmax::<S>(i, *seen);
+                let node = self.fresh(i);
+                std::ptr::write_bytes(node, 0, self.layout.dim);
+                *node.add(self.layout.dim) = top;
+                *node.add(self.layout.dim + 1) = sum;
             }
             // Slots that all of them see go through the tile, those before and after through single queries.
             let all = (lo..hi).fold((0, KEY_SPLIT), |all, i| (all.0.max(seen[i].0), all.1.min(seen[i].1)));
             let (a, b) = if all.0 < all.1 { all } else { (KEY_SPLIT, KEY_SPLIT) };
-            for i in lo..hi {
-                self.add_values::<S>(split, (i, i + 1), (seen[i].0, seen[i].1.min(a)));
+            for (i, seen) in seen.iter().enumerate().take(hi).skip(lo) {
+                self.add_values::<S>(split, (i, i + 1), (seen.0, seen.1.min(a)));
             }
             self.add_values::<S>(split, (lo, hi), (a, b));
-            for i in lo..hi {
-                self.add_values::<S>(split, (i, i + 1), (seen[i].0.max(b), seen[i].1));
-                self.push::<S>(i, split, nodes[i], &mut pending[i]);
+            for (i, seen) in seen.iter().enumerate().take(hi).skip(lo) {
+                self.add_values::<S>(split, (i, i + 1), (seen.0.max(b), seen.1));
             }
         }
     }
@@ -301,76 +361,12 @@ impl Item<'_> {
                         values: self.kv.as_ptr().add(self.layer.values(block, self.kv_head) + slot * dim),
                         keys: n,
                         dim,
-                        sums: self.scratch.add(self.layout.sums(self.layout.levels, first)),
-                        sum_stride: self.layout.dim,
+                        sums: self.fresh(first),
+                        sum_stride: self.layout.node(),
                     },
                 );
             }
             at += n;
-        }
-    }
-
-    /// Puts the node of a split on the stack, after merging what must be merged before it.
-    #[inline(always)]
-    unsafe fn push<S: Simd>(&self, i: usize, split: usize, node: (f32, f32), pending: &mut Pending) {
-        let split = split as u32;
-        let meet = |a: u32, b: u32| u32::BITS - (a ^ b).leading_zeros();
-        // SAFETY: the stack is at most `levels` deep: its nodes are the set bits of a split index.
-        unsafe {
-            while pending.depth >= 2 {
-                let (below, top) = (pending.nodes[pending.depth - 2].0, pending.nodes[pending.depth - 1].0);
-                if meet(below, top) > meet(top, split) {
-                    break;
-                }
-                self.merge::<S>(i, pending);
-            }
-            let from = self.scratch.add(self.layout.sums(self.layout.levels, i));
-            let to = self.scratch.add(self.layout.sums(pending.depth, i));
-            std::ptr::copy_nonoverlapping(from, to, self.layout.dim);
-            pending.nodes[pending.depth] = (split, node.0, node.1);
-            pending.depth += 1;
-        }
-    }
-
-    /// Merges the two topmost nodes of query `i`.
-    #[inline(always)]
-    unsafe fn merge<S: Simd>(&self, i: usize, pending: &mut Pending) {
-        pending.depth -= 1;
-        let (left, right) = (pending.nodes[pending.depth - 1], pending.nodes[pending.depth]);
-        let top = if left.1.is_nan() || left.1 >= right.1 { left.1 } else { right.1 };
-        let (ea, eb) = (math::exp(left.1 - top), math::exp(right.1 - top));
-        pending.nodes[pending.depth - 1] = (left.0, top, left.2.mul_add(ea, right.2 * eb));
-        // SAFETY: both levels lie inside the scratch buffer.
-        unsafe {
-            let a = self.scratch.add(self.layout.sums(pending.depth - 1, i));
-            let b = self.scratch.add(self.layout.sums(pending.depth, i));
-            for at in (0..self.layout.dim).step_by(LANES) {
-                let right = S::mul(S::load(b.add(at)), S::splat(eb));
-                S::store(a.add(at), S::fma(S::load(a.add(at)), S::splat(ea), right));
-            }
-        }
-    }
-
-    /// Merges what is pending and writes `sums / sum`.
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, i: usize, pending: &mut Pending) {
-        let (row, head) = self.query(i);
-        let (dim, heads) = (self.args.heads.head_dim, self.args.heads.q_heads);
-        // SAFETY: the row and head of query `i` exist in the output and belong to this item.
-        unsafe {
-            while pending.depth >= 2 {
-                self.merge::<S>(i, pending);
-            }
-            let sum = pending.nodes[0].2;
-            let sums = self.scratch.add(self.layout.sums(0, i));
-            let to = self.out.add((row * heads + head) * dim);
-            let whole = dim / LANES * LANES;
-            for at in (0..whole).step_by(LANES) {
-                S::store(to.add(at), S::div(S::load(sums.add(at)), S::splat(sum)));
-            }
-            for at in whole..dim {
-                *to.add(at) = *sums.add(at) / sum;
-            }
         }
     }
 }

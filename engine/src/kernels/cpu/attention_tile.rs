@@ -19,15 +19,20 @@ impl<K: RowKernel> Kernel for Tall<K> {
     }
 }
 
-/// Scores against 16 neighbouring keys.
+/// Most vectors of keys that are scored at once.
+pub const MAX_VECTORS: usize = 8;
+
+/// Scores against up to eight vectors of 16 keys.
 #[derive(Clone, Copy)]
 pub struct ScoreArgs {
     /// Queries `[dim][query_stride]`.
     pub queries: *const f32,
     /// Elements from one dimension to the next.
     pub query_stride: usize,
-    /// Keys `[dim][key_stride]`, 16 lanes of each.
-    pub keys: *const f32,
+    /// Keys `[dim][key_stride]` of each vector, 16 lanes of each.
+    pub keys: [*const f32; MAX_VECTORS],
+    /// Vectors that there are.
+    pub vectors: usize,
     /// Elements from one dimension to the next.
     pub key_stride: usize,
     /// Width of the head.
@@ -38,29 +43,72 @@ pub struct ScoreArgs {
     pub out: *mut f32,
 }
 
-impl RowKernel for ScoreArgs {
+impl ScoreArgs {
+    /// `P` vectors from vector `at`: along a dimension they are read side by side, which memory likes.
     #[inline(always)]
-    unsafe fn run<S: Simd, const M: usize>(self) {
+    unsafe fn vectors<S: Simd, const M: usize, const P: usize>(&self, at: usize) {
         // SAFETY: by the caller of `scores`.
         unsafe {
-            let mut sums = [S::splat(0.0); M];
-            let (mut q, mut k) = (self.queries, self.keys);
+            let keys: [*const f32; P] = std::array::from_fn(|p| self.keys[at + p]);
+            let mut sums = [[S::splat(0.0); P]; M];
+            let (mut q, mut offset) = (self.queries, 0);
             for _ in 0..self.dim {
-                let key = S::load(k);
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::fma(S::splat(*q.add(i)), key, *sum);
+                let mut key = [S::splat(0.0); P];
+                for (key, from) in key.iter_mut().zip(keys) {
+                    *key = S::load(from.add(offset));
+                }
+                for (i, row) in sums.iter_mut().enumerate() {
+                    let q = S::splat(*q.add(i));
+                    for (sum, key) in row.iter_mut().zip(key) {
+                        *sum = S::fma(q, key, *sum);
+                    }
                 }
                 q = q.add(self.query_stride);
-                k = k.add(self.key_stride);
+                offset = self.key_stride.wrapping_add(offset);
             }
-            for (i, sum) in sums.iter().enumerate() {
-                S::store(self.out.add(i * KEY_SPLIT), S::mul(*sum, S::splat(self.scale)));
+            for (i, row) in sums.iter().enumerate() {
+                for (p, sum) in row.iter().enumerate() {
+                    let to = self.out.add(i * KEY_SPLIT + (at + p) * LANES);
+                    S::store(to, S::mul(*sum, S::splat(self.scale)));
+                }
             }
         }
     }
 }
 
-/// Scores of `m` queries against 16 keys.
+impl RowKernel for ScoreArgs {
+    #[inline(always)]
+    unsafe fn run<S: Simd, const M: usize>(self) {
+        let mut at = 0;
+        // SAFETY: by the caller of `scores`; `at` stays below `vectors`.
+        unsafe {
+            if const { M * 8 <= S::ACCUMULATORS } {
+                while at + 8 <= self.vectors {
+                    self.vectors::<S, M, 8>(at);
+                    at += 8;
+                }
+            }
+            if const { M * 4 <= S::ACCUMULATORS } {
+                while at + 4 <= self.vectors {
+                    self.vectors::<S, M, 4>(at);
+                    at += 4;
+                }
+            }
+            if const { M * 2 <= S::ACCUMULATORS } {
+                while at + 2 <= self.vectors {
+                    self.vectors::<S, M, 2>(at);
+                    at += 2;
+                }
+            }
+            while at < self.vectors {
+                self.vectors::<S, M, 1>(at);
+                at += 1;
+            }
+        }
+    }
+}
+
+/// Scores of `m` queries against vectors of keys.
 ///
 /// # Safety
 /// Inside [`Simd::call`]; the pointers cover what `args` says.

@@ -17,6 +17,9 @@ use std::marker::PhantomData;
 
 /// Row tiles of one task: long enough to reuse a panel group, short enough to share the work.
 const TILES_PER_TASK: usize = 16;
+/// Elements of the row tiles of one task: half a megabyte, so that they stay in the second-level cache from one panel
+/// group to the next.
+const TASK_ELEMENTS: usize = 1 << 17;
 /// Products with fewer multiplications than this are done by the calling thread alone.
 const SMALL: usize = 1 << 15;
 /// Most panels of a tile.
@@ -47,7 +50,7 @@ pub fn linear(
     if x.rows == 0 || weight.outputs() == 0 {
         return Ok(());
     }
-    let plan = Plan::new(isa, &x, weight);
+    let plan = Plan::new((isa, pool.threads()), &x, weight);
     let tiles = if x.rows == 1 { x.x } else { tile_rows(pool, scratch, &x, &plan)? };
     match weight.dtype() {
         DType::F32 => run::<f32>(pool, isa, &plan, tiles, out, weight_leaf),
@@ -75,18 +78,16 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(isa: Isa, x: &Rows<'_>, weight: &PackedWeight) -> Self {
+    fn new((isa, threads): (Isa, usize), x: &Rows<'_>, weight: &PackedWeight) -> Self {
         let tiles = x.rows.div_ceil(isa.rows());
         let height = x.rows.div_ceil(tiles);
         let wide = (isa.accumulators() / height).clamp(1, MAX_PANELS);
-        Self {
-            rows: x.rows,
-            inputs: weight.inputs(),
-            panels: weight.panels(),
-            tiles,
-            runs: tiles.div_ceil(TILES_PER_TASK),
-            groups: weight.panels().div_ceil(wide),
-        }
+        let run = (TASK_ELEMENTS / (height * weight.inputs()).max(1)).clamp(1, TILES_PER_TASK);
+        let (runs, panels) = (tiles.div_ceil(run), weight.panels());
+        // Five groups between two threads would leave one of them waiting: round up to a share for each.
+        let even = if runs.is_multiple_of(threads) { 1 } else { threads };
+        let groups = panels.div_ceil(wide).next_multiple_of(even).min(panels);
+        Self { rows: x.rows, inputs: weight.inputs(), panels, tiles, runs, groups }
     }
 
     /// First row of tile `t`; rows are spread evenly over the tiles.
@@ -106,34 +107,51 @@ fn tile_rows<'s>(pool: &mut Pool, scratch: &'s mut Buf, x: &Rows<'_>, plan: &Pla
             // SAFETY: tile `t` owns elements `lo * inputs..hi * inputs` of the scratch buffer, `x` holds its rows
             // (asserted in `linear`).
             unsafe {
-                tile(
-                    to.get().add(lo * plan.inputs),
-                    x.x.as_ptr().add(lo * x.stride),
-                    x.stride,
-                    (hi - lo, plan.inputs),
-                )
-            };
+                let (to, from) = (to.get().add(lo * plan.inputs), x.x.as_ptr().add(lo * x.stride));
+                tile(to, from, x.stride, (hi - lo, plan.inputs));
+            }
         }
     })?;
     Ok(scratch.as_slice())
 }
 
-/// `to[k, i] = from[i, k]` for `m` rows of `inputs` elements.
+/// `to[k, i] = from[i, k]` for `m` rows of `inputs` elements, four rows at a time.
 ///
 /// # Safety
 /// `from` has `m` rows, `stride` apart, and `to` has `m * inputs` elements.
 unsafe fn tile(to: *mut f32, from: *const f32, stride: usize, (m, inputs): (usize, usize)) {
-    for lo in (0..inputs).step_by(PANEL) {
-        let n = PANEL.min(inputs - lo);
-        for i in 0..m {
-            // SAFETY: `lo + k < inputs`, `i < m`.
-            unsafe {
-                let from = from.add(i * stride + lo);
-                let to = to.add(lo * m + i);
-                for k in 0..n {
-                    *to.add(k * m) = *from.add(k);
-                }
+    let mut i = 0;
+    // SAFETY: rows `i..i + R` exist.
+    unsafe {
+        while i + 4 <= m {
+            columns::<4>(to.add(i), from.add(i * stride), stride, (m, inputs));
+            i += 4;
+        }
+        while i < m {
+            columns::<1>(to.add(i), from.add(i * stride), stride, (m, inputs));
+            i += 1;
+        }
+    }
+}
+
+/// `R` rows of a tile.
+///
+/// # Safety
+/// As [`tile`], for the rows and columns from the given starts.
+unsafe fn columns<const R: usize>(
+    mut to: *mut f32,
+    from: *const f32,
+    stride: usize,
+    (m, inputs): (usize, usize),
+) {
+    // SAFETY: `R` rows exist, and `to` advances `inputs` times.
+    unsafe {
+        let rows: [*const f32; R] = std::array::from_fn(|i| from.add(i * stride));
+        for k in 0..inputs {
+            for (i, row) in rows.iter().enumerate() {
+                *to.add(i) = *row.add(k);
             }
+            to = to.add(m);
         }
     }
 }
@@ -150,7 +168,8 @@ fn run<W: Stored>(
     let out = Shared::of(out);
     let weight = Shared::new(weight.as_ptr().cast::<W>().cast_mut());
     let task = |index: usize, _: usize| {
-        let (group, run) = (index / plan.runs, index % plan.runs);
+        // All groups of one run of tiles, then the next run: the tiles stay in cache, the weights stream past them.
+        let (run, group) = (index / plan.groups, index % plan.groups);
         let part = Part::<W> {
             plan,
             x: tiles.as_ptr(),

@@ -4,9 +4,14 @@ use crate::error::{EngineError, Result};
 use memmap2::{Advice, MmapMut, MmapOptions};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Every buffer starts at a multiple of this: a cache line, and the widest register.
 const ALIGN: usize = 64;
+/// Size of a huge page. A mapping is aligned to it only when its length is a multiple of it.
+const HUGE: usize = 2 << 20;
+/// Size of a slab, see [`Slabs`].
+const SLAB: usize = 64 << 20;
 /// Buffers from this size on are mappings of their own: they commit lazily and really go back when dropped.
 const MAP_FROM: usize = 1 << 20;
 
@@ -32,8 +37,9 @@ impl Memory {
             hint: "use a smaller model, batch or KV pool, or a machine with more memory".into(),
         };
         if bytes >= MAP_FROM {
+            let round = if huge { HUGE } else { 1 };
             let mut map = MmapOptions::new()
-                .len(bytes)
+                .len(bytes.checked_next_multiple_of(round).ok_or_else(|| refuse("overflow".into()))?)
                 .no_reserve_swap()
                 .map_anon()
                 .map_err(|error| refuse(error.to_string()))?;
@@ -76,6 +82,57 @@ impl Drop for Memory {
             // SAFETY: allocated with this layout in `zeroed`.
             unsafe { dealloc(self.start.as_ptr(), layout) }
         }
+    }
+}
+
+/// Hands out pieces of large mappings, so that many matrices of a few megabytes lie on huge pages side by side.
+///
+/// Pieces are never handed out twice; a slab goes back to the system with the last of its pieces.
+#[derive(Default)]
+pub struct Slabs {
+    /// The slab in use, and how much of it is taken.
+    current: Option<(Arc<Memory>, usize)>,
+}
+
+/// Zeroed bytes of a slab, aligned to a cache line.
+pub struct Piece {
+    slab: Arc<Memory>,
+    at: usize,
+    bytes: usize,
+}
+
+impl Slabs {
+    /// `bytes` zeroed bytes.
+    pub fn take(&mut self, bytes: usize) -> Result<Piece> {
+        if bytes > SLAB / 2 {
+            return Ok(Piece { slab: Arc::new(Memory::zeroed(bytes, true)?), at: 0, bytes });
+        }
+        let fits = |(slab, used): &(Arc<Memory>, usize)| bytes <= slab.len() - used;
+        let (slab, used) = match self.current.take().filter(fits) {
+            Some(current) => current,
+            None => (Arc::new(Memory::zeroed(SLAB, true)?), 0),
+        };
+        let piece = Piece { slab: slab.clone(), at: used, bytes };
+        self.current = Some((slab, (used + bytes).next_multiple_of(ALIGN).min(SLAB)));
+        Ok(piece)
+    }
+}
+
+impl Piece {
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// First byte.
+    pub fn as_ptr(&self) -> *const u8 {
+        // SAFETY: the piece lies inside the slab.
+        unsafe { self.slab.start.as_ptr().add(self.at) }
+    }
+
+    /// First byte, to write: the piece is the only one with these bytes.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.as_ptr().cast_mut()
     }
 }
 

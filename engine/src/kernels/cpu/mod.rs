@@ -1,7 +1,9 @@
 //! The CPU device: SIMD twins of the scalar reference, bit for bit, for any instruction set and number of threads.
 
+mod affinity;
 mod attention;
 mod attention_item;
+mod attention_merge;
 mod attention_tile;
 mod elementwise;
 mod experts;
@@ -38,7 +40,7 @@ use crate::parallel::tree::Step;
 use crate::step::plan::StepPlan;
 use elementwise::{Add, RopeTable, Rotate};
 use experts::Engine;
-use memory::Shared;
+use memory::{Shared, Slabs};
 use pool::Pool;
 use rows::Norm;
 use std::ops::Range;
@@ -57,6 +59,7 @@ pub struct CpuDevice {
     isa: Isa,
     plan: plan::Rows,
     ropes: Vec<RopeTable>,
+    slabs: Slabs,
     tiles: Buf,
     router: Buf,
     attention: attention::Workspace,
@@ -74,9 +77,10 @@ impl CpuDevice {
             isa,
             plan: plan::Rows::default(),
             ropes: Vec::new(),
+            slabs: Slabs::default(),
             tiles: Buf::zeroed(0)?,
             router: Buf::zeroed(0)?,
-            attention: attention::Workspace::default(),
+            attention: attention::Workspace::new()?,
             experts: experts::Workspace::default(),
             plain: false,
         })
@@ -172,7 +176,7 @@ impl Device for CpuDevice {
     }
 
     fn pack(&mut self, parts: &[MatrixView<'_>], leaf: usize) -> Result<PackedWeight> {
-        PackedWeight::pack(&mut self.pool, parts, leaf)
+        PackedWeight::pack(&mut self.pool, &mut self.slabs, parts, leaf)
     }
 
     fn alloc_kv(&mut self, shape: KvShape) -> Result<KvStore> {

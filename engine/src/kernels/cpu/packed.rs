@@ -2,7 +2,7 @@
 //!
 //! One step along `k` reads 16 outputs from one cache line (f32), so lanes run over outputs and never over `k`.
 
-use super::memory::{Memory, Shared};
+use super::memory::{Piece, Shared, Slabs};
 use super::pool::Pool;
 use crate::dtype::DType;
 use crate::error::{EngineError, Result};
@@ -26,7 +26,7 @@ struct Inner {
     outputs: usize,
     inputs: usize,
     leaf: usize,
-    memory: Memory,
+    memory: Piece,
 }
 
 impl Packed for PackedWeight {
@@ -45,7 +45,7 @@ impl Packed for PackedWeight {
 
 impl PackedWeight {
     /// Packs matrices stacked along the outputs. Parts of different types are widened to f32, exactly.
-    pub fn pack(pool: &mut Pool, parts: &[MatrixView<'_>], leaf: usize) -> Result<Self> {
+    pub fn pack(pool: &mut Pool, slabs: &mut Slabs, parts: &[MatrixView<'_>], leaf: usize) -> Result<Self> {
         let refuse = |reason: String| EngineError::internal(format!("pack: {reason}"));
         let first = parts.first().ok_or_else(|| refuse("no matrix given".into()))?;
         if let Some(part) = parts.iter().find(|part| part.cols != first.cols) {
@@ -62,7 +62,7 @@ impl PackedWeight {
             .checked_mul(PANEL * dtype.size())
             .filter(|bytes| bytes.checked_mul(panels).is_some())
             .ok_or_else(|| refuse(format!("[{outputs}, {inputs}] overflows the address space")))?;
-        let mut memory = Memory::zeroed(panel_bytes * panels, true)?;
+        let mut memory = slabs.take(panel_bytes * panels)?;
         let start = Shared::new(memory.as_mut_ptr());
         pool.run_items(panels, 8, &|range, _| {
             for panel in range {
@@ -135,12 +135,12 @@ mod tests {
 
     #[test]
     fn layout_padding_and_mixed_types() {
-        let mut pool = Pool::new(2).unwrap();
+        let (mut pool, mut slabs) = (Pool::new(2).unwrap(), Slabs::default());
         let a: Vec<f32> = (0..20 * 5).map(|i| i as f32).collect();
         let b: Vec<half::bf16> = (0..3 * 5).map(|i| half::bf16::from_f32(-(i as f32))).collect();
         let a = MatrixView::new(DType::F32, bytemuck::cast_slice(&a), 20, 5).unwrap();
         let b = MatrixView::new(DType::BF16, bytemuck::cast_slice(&b), 3, 5).unwrap();
-        let packed = PackedWeight::pack(&mut pool, &[a, b], 8).unwrap();
+        let packed = PackedWeight::pack(&mut pool, &mut slabs, &[a, b], 8).unwrap();
         assert_eq!((packed.outputs(), packed.inputs(), packed.panels()), (23, 5, 2));
         assert_eq!(packed.bytes(), 2 * 5 * 16 * 4);
         // SAFETY: the packed form has that many f32.
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(at(80 + 2 * 16 + 5), -(5.0 + 2.0), "output 21 is row 1 of the second part");
         assert_eq!(at(80 + 2 * 16 + 7), 0.0, "padding");
         assert_eq!(packed.as_ptr() as usize % 64, 0);
-        assert!(PackedWeight::pack(&mut pool, &[a, a.cols(0, 4)], 8).is_err());
-        assert!(PackedWeight::pack(&mut pool, &[a], 0).is_err());
+        assert!(PackedWeight::pack(&mut pool, &mut slabs, &[a, a.cols(0, 4)], 8).is_err());
+        assert!(PackedWeight::pack(&mut pool, &mut slabs, &[a], 0).is_err());
     }
 }

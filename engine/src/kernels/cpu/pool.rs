@@ -4,6 +4,7 @@
 //! nor who takes which task can change a bit. Between dispatches workers spin a moment, then sleep. A dispatch
 //! allocates nothing and waits only for workers that are inside a task: one that slept through it is not waited for.
 
+use super::affinity::{self, Claim};
 use crate::error::{EngineError, Result};
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -54,6 +55,8 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// Number of the last job.
     jobs: u64,
+    /// CPUs that the workers are pinned to; given back when the pool ends.
+    claim: Option<Claim>,
 }
 
 impl Pool {
@@ -75,12 +78,19 @@ impl Pool {
             asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { state, workers: Vec::with_capacity(threads - 1), jobs: 0 };
+        let workers = Vec::with_capacity(threads - 1);
+        let mut pool = Self { state, workers, jobs: 0, claim: Claim::take(threads) };
         for index in 1..threads {
             let state = pool.state.clone();
+            let cpu = pool.claim.as_ref().map(|claim| claim.cpu(index));
             let worker = std::thread::Builder::new()
                 .name(format!("kernel-{index}"))
-                .spawn(move || work(&state, index))
+                .spawn(move || {
+                    if let Some(cpu) = cpu {
+                        affinity::pin(cpu);
+                    }
+                    work(&state, index);
+                })
                 .map_err(|error| EngineError::Device {
                     device: "cpu".into(),
                     reason: format!("cannot start thread {index} of {threads}: {error}"),
