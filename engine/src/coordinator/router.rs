@@ -70,10 +70,11 @@ impl Router {
         }
     }
 
-    /// Marks a replica as dead or, after it rejoined, as living again. Either way what it cached is forgotten.
+    /// Marks a replica as dead or, after it rejoined, as living again. Either way what it cached and what was in
+    /// flight there is forgotten.
     pub fn set_alive(&mut self, replica: usize, alive: bool) {
         if let Some(load) = self.loads.get_mut(replica) {
-            load.alive = alive;
+            *load = Load { in_flight: 0, alive };
             self.forget(|owner| owner == replica);
         }
     }
