@@ -5,7 +5,7 @@ use super::link::{Attempt, Health, News, ReplicaLink, Report};
 use crate::error::{EngineError, Result};
 use crate::request::RequestSpec;
 use crate::step::plan::Executor;
-use crate::step::service::{Snapshot, Verb};
+use crate::step::service::{EngineState, Snapshot, Verb};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -185,6 +185,14 @@ impl ReplicaLink for ChaosLink {
 
     fn update_weights(&self, executor: Box<dyn Executor>, version: u64) -> Result<()> {
         self.link.update_weights(executor, version)
+    }
+
+    fn state(&self) -> EngineState {
+        self.link.state()
+    }
+
+    fn weight_version(&self) -> Result<u64> {
+        self.link.weight_version()
     }
 
     fn snapshot(&self) -> Option<Snapshot> {

@@ -28,7 +28,8 @@ pub(super) struct Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        let mut last = self.journal.cut_short(FinishReason::Cancelled, "cancelled: the coordinator ended".to_owned());
+        let mut last =
+            self.journal.cut_short(FinishReason::Cancelled, "cancelled: the coordinator ended".to_owned());
         last.id = self.id;
         self.mailbox.finish(last);
     }

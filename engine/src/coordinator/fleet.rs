@@ -105,11 +105,7 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn new(
-        links: Vec<Arc<dyn ReplicaLink>>,
-        routing: RouterConfig,
-        patience: Patience,
-    ) -> Self {
+    pub(super) fn new(links: Vec<Arc<dyn ReplicaLink>>, routing: RouterConfig, patience: Patience) -> Self {
         let router = Router::new(routing, links.len());
         let members = links.into_iter().map(|link| Member::new(link, watch::Sender::new(0))).collect();
         Self { state: Mutex::new(State { router, members, counters: Counters::default() }), patience }
@@ -162,11 +158,7 @@ impl Fleet {
     }
 
     /// Puts `link` in the place of a replica and hands back the old one.
-    pub(super) fn rejoin(
-        &self,
-        replica: usize,
-        link: Arc<dyn ReplicaLink>,
-    ) -> Option<Arc<dyn ReplicaLink>> {
+    pub(super) fn rejoin(&self, replica: usize, link: Arc<dyn ReplicaLink>) -> Option<Arc<dyn ReplicaLink>> {
         let mut state = self.lock();
         // Whatever the old one still does concerns nobody any more.
         state.condemn(replica, Failure::Dead("replaced".to_owned()));

@@ -151,7 +151,9 @@ impl Journal {
         })?;
         let from = self.delivered.first;
         let delivered = self.delivered.tokens.len();
-        if let Some(logprobs) = output.logprobs.as_mut().filter(|_| self.delivered.logprobs.len() == delivered) {
+        if let Some(logprobs) =
+            output.logprobs.as_mut().filter(|_| self.delivered.logprobs.len() == delivered)
+        {
             logprobs.truncate(from);
             logprobs.extend_from_slice(&self.delivered.logprobs);
         }

@@ -6,6 +6,7 @@
 use super::journal::Run;
 use crate::error::{EngineError, Result};
 use crate::request::{RequestOutput, RequestSpec};
+use crate::step::DynamicInferenceEngine;
 use crate::step::plan::Executor;
 use crate::step::service::{EngineHandle, EngineState, RequestStream, Snapshot, Update, Verb};
 use serde::Serialize;
@@ -119,6 +120,15 @@ pub trait ReplicaLink: Send + Sync {
     /// What the replica refuses; it keeps its weights then.
     fn update_weights(&self, executor: Box<dyn Executor>, version: u64) -> Result<()>;
 
+    /// Its state.
+    fn state(&self) -> EngineState;
+
+    /// Version of its weights.
+    ///
+    /// # Errors
+    /// When it does not answer within the link's deadline.
+    fn weight_version(&self) -> Result<u64>;
+
     /// Its engine's figures, if it shows them.
     fn snapshot(&self) -> Option<Snapshot>;
 }
@@ -182,6 +192,14 @@ impl ReplicaLink for EngineHandle {
 
     fn update_weights(&self, executor: Box<dyn Executor>, version: u64) -> Result<()> {
         Self::update_weights(self, executor, version).map(drop)
+    }
+
+    fn state(&self) -> EngineState {
+        Self::state(self)
+    }
+
+    fn weight_version(&self) -> Result<u64> {
+        self.inspect("weight_version", DynamicInferenceEngine::weight_version)
     }
 
     fn snapshot(&self) -> Option<Snapshot> {

@@ -159,8 +159,7 @@ impl Delivery {
             if left.is_zero() {
                 return Err(TimedOut(wait));
             }
-            content =
-                self.mailbox.bell.wait_timeout(content, left).unwrap_or_else(PoisonError::into_inner).0;
+            content = self.mailbox.bell.wait_timeout(content, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

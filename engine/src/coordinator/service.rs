@@ -51,7 +51,11 @@ impl CoordinatorConfig {
         let deadline = Duration::from_millis(config.rank_deadline_ms);
         let sharing = config.enable_prefix_caching;
         Self {
-            routing: if sharing { config.prefix_caching_coordinator_policy } else { RoutingPolicy::LoadBalanced },
+            routing: if sharing {
+                config.prefix_caching_coordinator_policy
+            } else {
+                RoutingPolicy::LoadBalanced
+            },
             alpha: config.prefix_caching_routing_alpha,
             block_size: config.block_size_tokens,
             max_in_flight: config.max_queue,
@@ -211,9 +215,9 @@ impl DataParallelInferenceCoordinator {
     /// A coordinator over `links`, with a thread of its own.
     ///
     /// # Errors
-    /// Without links, or when the thread does not start.
+    /// Without links, with links of different weights, or when the thread does not start.
     pub fn new(links: Vec<Arc<dyn ReplicaLink>>, config: CoordinatorConfig) -> Result<Self> {
-        some(&links)?;
+        one_version(&links)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("coordinator")
@@ -228,12 +232,11 @@ impl DataParallelInferenceCoordinator {
     /// A coordinator over `links`, on a runtime of the caller's that has a timer.
     ///
     /// # Errors
-    /// Without links.
+    /// Without links, or with links of different weights.
     pub fn on(handle: Handle, links: Vec<Arc<dyn ReplicaLink>>, config: CoordinatorConfig) -> Result<Self> {
-        let first = some(&links)?;
+        let weight_version = one_version(&links)?;
         let max_requests = links.iter().map(|link| link.capacity()).min().unwrap_or(1);
         let routing = RouterConfig { policy: config.routing, alpha: config.alpha, max_requests };
-        let weight_version = first.snapshot().map_or(0, |snapshot| snapshot.weight_version);
         let patience = Patience { hang: config.hang_deadline, faults: config.max_faults };
         let inner = Arc::new(Inner {
             fleet: Fleet::new(links, routing, patience),
@@ -322,18 +325,17 @@ impl DataParallelInferenceCoordinator {
         if let Some(failure) = link.health().failure {
             return refuse(format!("{replica} cannot rejoin: {failure}"), "start it afresh");
         }
+        let has = link.weight_version()?;
         let life = self.inner.life();
-        if let Some(snapshot) = link.snapshot() {
-            let (has, needs) = (snapshot.weight_version, life.weight_version);
-            if has != needs {
-                let reason = format!("{replica} has weights of version {has}, the others of {needs}");
-                return refuse(reason, "load the present weights first");
-            }
-            if snapshot.state != life.state || life.changing.is_some() {
-                let (is, others) = (snapshot.state.name(), life.state.name());
-                let reason = format!("{replica} is {is}, the coordinator is {others}");
-                return refuse(reason, "bring both to the same state first");
-            }
+        if has != life.weight_version {
+            let needs = life.weight_version;
+            let reason = format!("{replica} has weights of version {has}, the others of {needs}");
+            return refuse(reason, "load the present weights first");
+        }
+        if link.state() != life.state || life.changing.is_some() {
+            let (is, others) = (link.state().name(), life.state.name());
+            let reason = format!("{replica} is {is}, the coordinator is {others}");
+            return refuse(reason, "bring both to the same state first");
         }
         let old = self.inner.fleet.rejoin(replica, link);
         drop(life);
@@ -386,9 +388,20 @@ impl Drop for DataParallelInferenceCoordinator {
     }
 }
 
-/// The first of the links.
-fn some(links: &[Arc<dyn ReplicaLink>]) -> Result<&Arc<dyn ReplicaLink>> {
-    links.first().ok_or_else(|| EngineError::config("replicas", "there is none", "give at least one"))
+/// The version of the weights that all links have.
+fn one_version(links: &[Arc<dyn ReplicaLink>]) -> Result<u64> {
+    let mut versions = links.iter().map(|link| link.weight_version());
+    let first = versions
+        .next()
+        .ok_or_else(|| EngineError::config("replicas", "there is none", "give at least one"))??;
+    for version in versions {
+        let version = version?;
+        if version != first {
+            let reason = format!("their weights have versions {first} and {version}");
+            return Err(EngineError::config("replicas", reason, "load the same weights everywhere"));
+        }
+    }
+    Ok(first)
 }
 
 /// Looks at the replicas until the coordinator is gone.

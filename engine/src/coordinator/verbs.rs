@@ -142,8 +142,7 @@ impl DataParallelInferenceCoordinator {
         self.inner.gauge.drained(self.inner.config.drain_deadline);
         let (living, all) = (self.inner.fleet.links(false), self.inner.fleet.links(true));
         let results = Inner::everywhere(&all, |link| link.change(Verb::Reset));
-        let of_the_living =
-            |(index, _): &(usize, Result<()>)| living.iter().any(|(alive, _)| alive == index);
+        let of_the_living = |(index, _): &(usize, Result<()>)| living.iter().any(|(alive, _)| alive == index);
         let (judged, mended): (Vec<_>, Vec<_>) = results.into_iter().partition(of_the_living);
         if mended.iter().any(|(_, result)| result.is_ok()) {
             self.inner.fleet.revive_all();

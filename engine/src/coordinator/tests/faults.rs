@@ -67,8 +67,7 @@ fn a_hung_replica_loses_its_requests_and_gets_new_ones_once_it_gets_on() {
 fn when_all_are_dead_everybody_hears_so_and_a_newcomer_mends_it() {
     let broken = || hooked(|_| Err(EngineError::internal("planted")));
     let coordinator = coordinator(vec![broken(), broken()]);
-    let deliveries: Vec<_> =
-        (3..30).filter_map(|n| coordinator.submit(greedy(&[n], 8)).ok()).collect();
+    let deliveries: Vec<_> = (3..30).filter_map(|n| coordinator.submit(greedy(&[n], 8)).ok()).collect();
     assert!(!deliveries.is_empty());
     for delivery in deliveries {
         let output = delivery.wait(LONG).unwrap();
@@ -92,7 +91,10 @@ fn a_request_that_fails_everywhere_fails_and_no_other() {
     assert_eq!(output.finish, FinishReason::Error);
     assert!(output.error.is_some_and(|error| error.contains("not finite")));
     assert!(oracle(&[3, 4], 8).starts_with(&output.generated));
-    assert_eq!(coordinator.submit(greedy(&[3, 4], 8)).unwrap().wait(LONG).unwrap().generated, oracle(&[3, 4], 8));
+    assert_eq!(
+        coordinator.submit(greedy(&[3, 4], 8)).unwrap().wait(LONG).unwrap().generated,
+        oracle(&[3, 4], 8)
+    );
     assert_eq!(coordinator.snapshot().counters.condemned, 0);
 }
 
@@ -103,8 +105,8 @@ fn plans(seed: u64) -> [FaultPlan; 3] {
         let rate = |shift: u32| if dice >> shift & 1 == 0 { 0 } else { (dice >> (shift + 1)) % 150 };
         FaultPlan {
             seed: dice,
-            kill_at: (dice % 3 == 0).then_some((dice >> 8) % 60),
-            hang_at: (dice % 3 == 1 && seed % 4 == 0).then_some((dice >> 8) % 60),
+            kill_at: (dice % 3 == 0).then_some((dice >> 8) % 30),
+            hang_at: (dice % 3 == 1 && seed % 4 == 0).then_some((dice >> 8) % 30),
             slow: ((dice >> 14) % 5 == 0).then_some(Duration::from_millis(1)),
             drop: rate(16),
             duplicate: rate(26),
@@ -157,7 +159,10 @@ fn no_fault_plan_loses_repeats_or_changes_a_token() {
         }
     });
     let (planted, moved) = (planted.into_inner(), moved.into_inner());
-    assert!(planted > 5 * seeds() && moved > seeds(), "{planted} faults, {moved} moves: the plans are too tame");
+    assert!(
+        planted > 3 * seeds() && moved > seeds(),
+        "{planted} faults, {moved} moves: the plans are too tame"
+    );
 }
 
 /// What a client sees that believes every report: tokens as they come, and a new start when a replica is lost.
@@ -193,7 +198,6 @@ fn without_journal_and_seal_every_kind_of_fault_shows() {
     let (mut drifted, mut sound) = (BTreeSet::new(), BTreeSet::new());
     for (kind, plan) in kinds {
         for seed in 0..20 {
-            // One report a step: the next step waits until the last report was read.
             let link = ChaosLink::new(replica(), plan(seed));
             if believe(&link, &greedy(&[3, 5], 40)) != want {
                 drifted.insert(kind);
@@ -201,8 +205,7 @@ fn without_journal_and_seal_every_kind_of_fault_shows() {
         }
     }
     for (kind, plan) in kinds {
-        let links: Vec<Arc<dyn ReplicaLink>> =
-            vec![Arc::new(ChaosLink::new(replica(), plan(1))), replica()];
+        let links: Vec<Arc<dyn ReplicaLink>> = vec![Arc::new(ChaosLink::new(replica(), plan(1))), replica()];
         let patience = CoordinatorConfig { max_attempts: 200, max_faults: u32::MAX, ..config() };
         let coordinator = DataParallelInferenceCoordinator::new(links, patience).unwrap();
         if read(coordinator.submit(greedy(&[3, 5], 40)).unwrap()).0 == want {

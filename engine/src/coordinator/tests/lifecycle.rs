@@ -41,7 +41,9 @@ fn table(state: EngineState) -> [(Verb, Option<EngineState>); 8] {
     use Verb::{Pause, Reset, Resume, Stop, Submit, Suspend, Unpause, UpdateWeights};
     let row = match state {
         Running => [Some(Paused), None, None, None, None, Some(Running), Some(Running), Some(Stopped)],
-        Paused => [None, Some(Running), Some(Suspended), None, None, Some(Paused), Some(Paused), Some(Stopped)],
+        Paused => {
+            [None, Some(Running), Some(Suspended), None, None, Some(Paused), Some(Paused), Some(Stopped)]
+        }
         Suspended => [None, None, None, Some(Paused), Some(Suspended), None, Some(Suspended), Some(Stopped)],
         _ => [None, None, None, None, None, None, None, Some(Stopped)],
     };

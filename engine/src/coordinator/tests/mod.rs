@@ -129,7 +129,8 @@ fn read(mut delivery: Delivery) -> (Vec<u32>, Vec<f32>, RequestOutput) {
 /// Reads a request and compares everything that a client sees with `want`, bit by bit.
 fn assert_answer(delivery: Delivery, want: &RequestOutput) {
     let (tokens, logprobs, output) = read(delivery);
-    let bits = |all: &Option<Vec<f32>>| all.as_ref().map(|all| all.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+    let bits =
+        |all: &Option<Vec<f32>>| all.as_ref().map(|all| all.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
     assert_eq!(output.error, None);
     assert_eq!((output.finish, &output.generated), (want.finish, &want.generated));
     assert_eq!(tokens, want.generated, "the stream is not the answer");

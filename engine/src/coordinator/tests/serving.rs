@@ -17,7 +17,10 @@ fn answers_are_those_of_one_engine_and_the_work_is_spread() {
     let long = greedy(&[9, 8, 7], 20);
     assert_eq!(coordinator.submit(long).unwrap().wait(LONG).unwrap().generated, oracle(&[9, 8, 7], 20));
     let snapshot = coordinator.snapshot();
-    assert_eq!((snapshot.counters.submitted, snapshot.counters.answered, snapshot.counters.moved), (65, 65, 0));
+    assert_eq!(
+        (snapshot.counters.submitted, snapshot.counters.answered, snapshot.counters.moved),
+        (65, 65, 0)
+    );
     let busy = |replica: &super::super::ReplicaSnapshot| replica.engine.as_ref().unwrap().witness.steps > 0;
     assert!(snapshot.replicas.iter().all(busy), "{snapshot:?}");
 }
@@ -104,10 +107,8 @@ fn a_client_with_many_requests_does_not_hold_up_another() {
 fn a_cancelled_request_is_answered_with_what_it_has_and_a_dropped_one_leaves() {
     let coordinator = coordinator(vec![replica()]);
     coordinator.pause().unwrap();
-    let (kept, dropped) = (
-        coordinator.submit(greedy(&[3], 100)).unwrap(),
-        coordinator.submit(greedy(&[4], 100)).unwrap(),
-    );
+    let (kept, dropped) =
+        (coordinator.submit(greedy(&[3], 100)).unwrap(), coordinator.submit(greedy(&[4], 100)).unwrap());
     kept.abort();
     drop(dropped);
     let output = kept.wait(LONG).unwrap();
@@ -123,12 +124,12 @@ fn equal_prefixes_go_to_the_same_replica() {
     let prefix = CoordinatorConfig { routing: RoutingPolicy::LongestPrefix, alpha: 0.9, ..config() };
     let coordinator =
         DataParallelInferenceCoordinator::new((0..4).map(|_| replica()).collect(), prefix).unwrap();
-    for n in 0..12 {
-        let prompt: Vec<u32> = (0..12).map(|i| 3 + i + n % 3 * 10).collect();
-        assert_eq!(
-            coordinator.submit(greedy(&prompt, 3)).unwrap().wait(LONG).unwrap().generated,
-            oracle(&prompt, 3)
-        );
+    let prompt = |n: u32| -> Vec<u32> { (0..12).map(|i| 3 + i + n % 3 * 10).collect() };
+    coordinator.pause().unwrap();
+    let held: Vec<_> = (0..12).map(|n| coordinator.submit(greedy(&prompt(n), 3)).unwrap()).collect();
+    coordinator.unpause().unwrap();
+    for (n, delivery) in held.into_iter().enumerate() {
+        assert_eq!(delivery.wait(LONG).unwrap().generated, oracle(&prompt(n as u32), 3));
     }
     let finished: Vec<_> = coordinator
         .snapshot()
