@@ -4,4 +4,5 @@ pub mod drive;
 pub mod layouts;
 pub mod models;
 pub mod record;
+pub mod scenario;
 pub mod suite;
