@@ -80,7 +80,8 @@ impl ChatTemplate {
     pub fn new(source: &str, specials: &Specials) -> Result<Self> {
         let digest = sha256(source.as_bytes());
         let source = without_generation_tags(source);
-        environment(&source, SystemTime::now()).map_err(|e| refuse(&e))?;
+        let hint = "correct the template, or give another one with --chat-template FILE";
+        environment(&source, SystemTime::now()).map_err(|e| refuse(&e, hint))?;
         Ok(Self { shared: Arc::new(Shared { source, specials: specials.clone(), digest }) })
     }
 
@@ -95,7 +96,9 @@ impl ChatTemplate {
     /// What the template itself refuses (`raise_exception`), with its words.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
         let now = options.now.unwrap_or_else(SystemTime::now);
-        let environment = environment(&self.shared.source, now).map_err(|e| refuse(&e))?;
+        let hint = "check the roles and their order, or give another template";
+        let refuse = |e: Error| refuse(&e, hint);
+        let environment = environment(&self.shared.source, now).map_err(refuse)?;
         let text =
             |special: &Option<crate::text::tokenizer::Special>| special.as_ref().map(|s| s.text.clone());
         let specials = &self.shared.specials;
@@ -110,7 +113,7 @@ impl ChatTemplate {
             pad_token => text(&specials.pad),
         };
         let values = context! { ..own, ..Value::from(Serde(&options.more)) };
-        environment.get_template(NAME).and_then(|t| t.render(values)).map_err(|e| refuse(&e))
+        environment.get_template(NAME).and_then(|t| t.render(values)).map_err(refuse)
     }
 }
 
@@ -142,14 +145,10 @@ fn environment(source: &str, now: SystemTime) -> std::result::Result<Environment
 }
 
 /// What a user reads when a template refuses.
-fn refuse(error: &Error) -> ApiError {
+fn refuse(error: &Error, hint: &str) -> ApiError {
     let place = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
     let reason = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    ApiError::text(
-        "chat template",
-        format!("{reason}{place}"),
-        "check the roles and their order, or give another template",
-    )
+    ApiError::text("chat template", format!("{reason}{place}"), hint)
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`: Python's spaces, nothing escaped for HTML.

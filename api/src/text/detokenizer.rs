@@ -106,7 +106,7 @@ impl Detokenizer {
                 }
                 None => {
                     let text = self.take_run() + &piece.replace('▁', " ");
-                    self.from_start(text, strip_first_space)
+                    self.without_first_space(text, strip_first_space)
                 }
             },
         }
@@ -118,7 +118,7 @@ impl Detokenizer {
             Scheme::ByteLevel => String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned(),
             Scheme::SentencePiece { strip_first_space } => {
                 let text = self.take_run();
-                self.from_start(text, strip_first_space)
+                self.without_first_space(text, strip_first_space)
             }
         }
     }
@@ -150,7 +150,7 @@ impl Detokenizer {
     }
 
     /// Drops one space if nothing came before it and the vocabulary wants that.
-    fn from_start(&mut self, text: String, strip_first_space: bool) -> String {
+    fn without_first_space(&mut self, text: String, strip_first_space: bool) -> String {
         if text.is_empty() || !std::mem::take(&mut self.at_start) || !strip_first_space {
             return text;
         }

@@ -14,6 +14,8 @@ pub struct HfFiles {
     pub tokenizer: Vec<u8>,
     /// `tokenizer_config.json`.
     pub config: Option<Vec<u8>>,
+    /// `special_tokens_map.json` of older directories: roles that the configuration does not name.
+    pub special_tokens_map: Option<Vec<u8>>,
     /// `chat_template.jinja`; stronger than the template in the configuration.
     pub chat_template: Option<String>,
 }
@@ -30,13 +32,14 @@ impl HfFiles {
             )
         })?;
         let config = optional(&dir.join("tokenizer_config.json"))?;
+        let special_tokens_map = optional(&dir.join("special_tokens_map.json"))?;
         let chat_template = match optional(&dir.join("chat_template.jinja"))? {
             None => None,
             Some(bytes) => Some(String::from_utf8(bytes).map_err(|e| {
                 ApiError::text("chat_template.jinja", format!("not UTF-8: {e}"), "save it as UTF-8")
             })?),
         };
-        Ok(Self { tokenizer, config, chat_template })
+        Ok(Self { tokenizer, config, special_tokens_map, chat_template })
     }
 }
 
@@ -89,16 +92,23 @@ impl Tokenizer {
     }
 }
 
-/// `tokenizer_config.json` as an object; empty when there is none.
+/// `tokenizer_config.json` as an object, with the roles of `special_tokens_map.json` that it lacks.
 fn config_of(files: &HfFiles) -> Result<serde_json::Map<String, Value>> {
-    let Some(bytes) = &files.config else { return Ok(serde_json::Map::new()) };
-    let what = "tokenizer_config.json";
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(config)) => Ok(config),
-        Ok(_) => Err(ApiError::text(what, "not a JSON object", "restore the file from the model's source")),
-        Err(e) => {
-            Err(ApiError::text(what, format!("not JSON: {e}"), "restore the file from the model's source"))
-        }
+    let mut config = object("tokenizer_config.json", files.config.as_deref())?;
+    for (role, token) in object("special_tokens_map.json", files.special_tokens_map.as_deref())? {
+        config.entry(role).or_insert(token);
+    }
+    Ok(config)
+}
+
+/// A JSON object from the bytes of a file; empty when there is no such file.
+fn object(what: &str, bytes: Option<&[u8]>) -> Result<serde_json::Map<String, Value>> {
+    const HINT: &str = "restore the file from the model's source";
+    match bytes.map(serde_json::from_slice) {
+        None => Ok(serde_json::Map::new()),
+        Some(Ok(Value::Object(object))) => Ok(object),
+        Some(Ok(_)) => Err(ApiError::text(what, "not a JSON object", HINT)),
+        Some(Err(e)) => Err(ApiError::text(what, format!("not JSON: {e}"), HINT)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Text in, text out: tokenizer, chat template, incremental detokenizer, stop strings. The engine has never heard of it.
 
+mod assets;
 pub mod chat;
 mod clock;
 pub mod detokenizer;

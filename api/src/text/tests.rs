@@ -12,7 +12,7 @@ fn goldens() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../goldens")
 }
 
-static DENSE: LazyLock<Tokenizer> =
+pub(crate) static DENSE: LazyLock<Tokenizer> =
     LazyLock::new(|| Tokenizer::from_dir(&goldens().join("models/dense")).unwrap());
 
 /// Every text and chat prompt of a golden suite gives the ids that transformers recorded, and every generated
@@ -202,4 +202,11 @@ proptest! {
         prop_assert_eq!(filter.released(), got.len());
         prop_assert_eq!((got, stop), expected);
     }
+}
+
+/// The tokenizer of a GGUF file that somebody else's writer made gives the ids that transformers makes of it.
+#[test]
+fn gguf_files_give_the_ids_of_the_goldens() {
+    let model = crate::Model::open(goldens().join("models/tiny-gguf").to_str().unwrap()).unwrap();
+    assert!(check_golden(model.tokenizer().unwrap(), "tiny-gguf", "core") > 10);
 }
