@@ -1,2 +1,5 @@
 //! The `megatron` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    api::cli::main().into()
+}

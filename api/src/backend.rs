@@ -1,0 +1,52 @@
+//! The seam between the façades and whatever answers: engines of this process (`direct`), or a coordinator.
+
+use crate::assemble::NewTokens;
+use crate::error::Result;
+use engine::request::{RequestOutput, RequestSpec};
+use engine::step::DynamicInferenceEngine;
+pub(crate) use engine::step::service::Verb;
+use futures::future::BoxFuture;
+use std::task::{Context, Poll};
+
+/// News of a request from the engine. Exactly one `Done`, always last.
+pub(crate) enum Event {
+    /// New tokens.
+    Tokens(NewTokens),
+    /// The answer.
+    Done(Box<RequestOutput>),
+}
+
+/// A request under way. Dropping it before `Done` aborts the request.
+pub(crate) trait Flight: Send {
+    /// The next event; `Ready(None)` after `Done`.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>>;
+    /// Asks for an early end. `Done` still comes.
+    fn cancel(&mut self);
+}
+
+/// Looks at one engine between two steps.
+pub(crate) type Inspection = Box<dyn FnOnce(&DynamicInferenceEngine) + Send>;
+
+/// What answers requests.
+pub(crate) trait Backend: Send + Sync {
+    /// Checks a request as admission would, without queueing it; returns how many tokens it may generate.
+    fn check(&self, spec: &RequestSpec) -> Result<usize>;
+    /// Queues a request.
+    fn submit(&self, spec: RequestSpec) -> Result<Box<dyn Flight>>;
+    /// Requests that may be under way at once without being refused as overloaded.
+    fn window(&self) -> usize;
+    /// Number of engines (data-parallel replicas) that can be inspected.
+    fn replicas(&self) -> usize;
+    /// Runs `look` in the thread of engine `replica`, between two steps; returns when it has run.
+    fn inspect(&self, replica: usize, look: Inspection) -> Result<()>;
+    /// True on the rank whose caller may generate.
+    fn is_primary_rank(&self) -> bool;
+    /// Pause, unpause, suspend or resume; an illegal one is an error at once.
+    fn change(&self, verb: Verb) -> BoxFuture<'_, Result<()>>;
+    /// Ends all requests in flight as cancelled and starts afresh.
+    fn reset(&self) -> Result<()>;
+    /// Stops: every request in flight gets its answer. Idempotent.
+    fn shutdown(&self) -> Result<()>;
+    /// Returns when whoever else runs the engine has stopped; at once in direct mode.
+    fn wait_for_shutdown(&self) -> BoxFuture<'_, Result<()>>;
+}

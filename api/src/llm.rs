@@ -1,0 +1,203 @@
+//! `MegatronLLM`: the blocking façade.
+
+use crate::backend::Verb;
+use crate::builder::Builder;
+use crate::error::Result;
+use crate::model::Model;
+use crate::output::{GenerationOutput, ModelCard, Score};
+use crate::params::SamplingParams;
+use crate::prompt::{ParamsInput, Prompt, PromptInput};
+use crate::session::Session;
+use crate::stream::GenerationStream;
+use engine::step::{DynamicInferenceContext, DynamicInferenceEngine, TextGenerationController};
+use futures::executor::block_on;
+use std::sync::Arc;
+
+/// A language model that answers in the calling thread. Mirrors Megatron's `MegatronLLM`.
+///
+/// ```
+/// use api::{MegatronLLM, SamplingParams};
+/// let llm = MegatronLLM::open("embedded:dense")?;
+/// let outputs = llm.generate(["Once there was", "So Nora"], SamplingParams::greedy(8))?;
+/// println!("{}", outputs[0].text);
+/// # assert_eq!(outputs.len(), 2);
+/// # Ok::<(), api::ApiError>(())
+/// ```
+///
+/// May be shared between threads; their requests are batched together. From asynchronous code use
+/// [`MegatronAsyncLLM`](crate::MegatronAsyncLLM): the methods here block their thread. Dropping it shuts it down.
+pub struct MegatronLLM {
+    session: Arc<Session>,
+}
+
+impl std::fmt::Debug for MegatronLLM {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MegatronLLM").field("card", &self.session.card).finish_non_exhaustive()
+    }
+}
+
+impl MegatronLLM {
+    pub(crate) fn new(session: Arc<Session>) -> Self {
+        Self { session }
+    }
+
+    /// Loads a model with default settings on one rank.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn open(path: impl Into<String>) -> Result<Self> {
+        Builder::new(path).build()
+    }
+
+    /// Settings first.
+    pub fn builder(path: impl Into<String>) -> Builder {
+        Builder::new(path)
+    }
+
+    /// Answers one prompt or many; always a list, in the order of the prompts, one entry for each.
+    ///
+    /// All prompts are checked before any is queued. A request that fails later has an answer that says so.
+    ///
+    /// # Errors
+    /// The first prompt or parameter that is refused, by name.
+    pub fn generate(
+        &self,
+        prompts: impl PromptInput,
+        params: impl Into<ParamsInput>,
+    ) -> Result<Vec<GenerationOutput>> {
+        let prepared = self.session.prepare_all(&prompts.into_prompts(), params.into())?;
+        block_on(self.session.answer_all(prepared))
+    }
+
+    /// Answers one prompt piece by piece. Dropping the stream aborts the request.
+    ///
+    /// # Errors
+    /// What is refused, by name.
+    pub fn generate_stream(
+        &self,
+        prompt: impl Into<Prompt>,
+        params: SamplingParams,
+    ) -> Result<GenerationStream> {
+        Ok(GenerationStream(self.session.start(self.session.prepare(&prompt.into(), params)?)?))
+    }
+
+    /// Log-probability of each token of a prompt but the first.
+    ///
+    /// # Errors
+    /// As [`MegatronLLM::generate`].
+    pub fn score(&self, prompt: impl Into<Prompt>) -> Result<Score> {
+        block_on(self.session.score(prompt.into()))
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.session.model
+    }
+
+    /// What every answer tells about the model.
+    pub fn card(&self) -> &ModelCard {
+        &self.session.card
+    }
+
+    /// True where `generate` may be called: everywhere in direct mode.
+    pub fn is_primary_rank(&self) -> bool {
+        self.session.backend.is_primary_rank()
+    }
+
+    /// Number of engines (data-parallel replicas).
+    pub fn replicas(&self) -> usize {
+        self.session.backend.replicas()
+    }
+
+    /// Looks at engine `replica` between two steps, in the thread that owns it.
+    ///
+    /// # Errors
+    /// A replica that does not exist or has stopped.
+    pub fn engine<T: Send + 'static>(
+        &self,
+        replica: usize,
+        look: impl FnOnce(&DynamicInferenceEngine) -> T + Send + 'static,
+    ) -> Result<T> {
+        crate::direct::inspect(&*self.session.backend, replica, look)
+    }
+
+    /// Looks at the context (blocks, running requests) of engine `replica` between two steps.
+    ///
+    /// # Errors
+    /// As [`MegatronLLM::engine`].
+    pub fn context<T: Send + 'static>(
+        &self,
+        replica: usize,
+        look: impl FnOnce(&DynamicInferenceContext) -> T + Send + 'static,
+    ) -> Result<T> {
+        self.engine(replica, move |engine| look(engine.context()))
+    }
+
+    /// Looks at the controller (sampling) of engine `replica` between two steps.
+    ///
+    /// # Errors
+    /// As [`MegatronLLM::engine`].
+    pub fn controller<T: Send + 'static>(
+        &self,
+        replica: usize,
+        look: impl FnOnce(&TextGenerationController) -> T + Send + 'static,
+    ) -> Result<T> {
+        self.engine(replica, move |engine| look(engine.controller()))
+    }
+
+    /// Stops stepping; requests keep their place. Needs a coordinator.
+    ///
+    /// # Errors
+    /// An illegal transition, at once. Direct mode refuses it.
+    pub fn pause(&self) -> Result<()> {
+        block_on(self.session.backend.change(Verb::Pause))
+    }
+
+    /// Steps again. Needs a coordinator.
+    ///
+    /// # Errors
+    /// As [`MegatronLLM::pause`].
+    pub fn unpause(&self) -> Result<()> {
+        block_on(self.session.backend.change(Verb::Unpause))
+    }
+
+    /// Gives up KV memory while paused. Needs a coordinator.
+    ///
+    /// # Errors
+    /// As [`MegatronLLM::pause`].
+    pub fn suspend(&self) -> Result<()> {
+        block_on(self.session.backend.change(Verb::Suspend))
+    }
+
+    /// Takes KV memory back; then `unpause`. Needs a coordinator.
+    ///
+    /// # Errors
+    /// As [`MegatronLLM::pause`].
+    pub fn resume(&self) -> Result<()> {
+        block_on(self.session.backend.change(Verb::Resume))
+    }
+
+    /// Ends all requests in flight as cancelled, empties caches and counters. Mends a failed engine.
+    ///
+    /// # Errors
+    /// An engine that has stopped.
+    pub fn reset(&self) -> Result<()> {
+        self.session.backend.reset()
+    }
+
+    /// Stops. Every request in flight gets its answer; later calls are refused. May be called again.
+    ///
+    /// # Errors
+    /// A rank that did not stop within its deadline.
+    pub fn shutdown(&self) -> Result<()> {
+        self.session.backend.shutdown()
+    }
+
+    /// Returns when another rank has shut the engine down; at once in direct mode.
+    ///
+    /// # Errors
+    /// A rank that failed.
+    pub fn wait_for_shutdown(&self) -> Result<()> {
+        block_on(self.session.backend.wait_for_shutdown())
+    }
+}
