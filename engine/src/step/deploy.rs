@@ -2,7 +2,6 @@
 
 use crate::error::{EngineError, Result};
 use crate::kernels::cpu::CpuDevice;
-use crate::kernels::cuda;
 use crate::kernels::device::Device;
 use crate::kernels::reference::ReferenceDevice;
 use crate::step::cluster::start_threads;
@@ -21,7 +20,7 @@ pub enum DeviceKind {
     Cpu,
     /// The scalar reference: slow, and the oracle of every other device.
     Reference,
-    /// An NVIDIA GPU; with several ranks, rank `r` takes device `n + r`, and beyond the last device again from `n` on.
+    /// An NVIDIA GPU; with several ranks, rank `r` takes device `n + r`.
     Cuda(usize),
 }
 
@@ -84,12 +83,11 @@ pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dy
             start(deployment, |_| CpuDevice::new(threads, None))
         }
         DeviceKind::Reference => start(deployment, |_| Ok(ReferenceDevice::default())),
-        DeviceKind::Cuda(n) => {
-            let visible = cuda::probe::probe().gpus.len();
-            start(deployment, |rank| {
-                cuda::open(cuda::ordinal_of(n, rank, visible), cuda::device::Planned::default())
-            })
-        }
+        DeviceKind::Cuda(n) => Err(EngineError::Device {
+            device: format!("cuda:{n}"),
+            reason: "this build has no CUDA executor".to_owned(),
+            hint: "use `cpu`".to_owned(),
+        }),
     }
 }
 

@@ -21,9 +21,7 @@ pub struct Stored {
 }
 
 /// Directories of the store that hold no goldens.
-const NOT_MODELS: [&str; 4] = ["matrix", "models", "generate", "gguf"];
-/// Files beside goldens that are none: how the witnesses agree.
-const NOT_SUITES: [&str; 1] = ["witnesses"];
+const NOT_MODELS: [&str; 4] = ["matrix", "models", "generate", "legacy"];
 
 impl Store {
     /// The store in `root`.
@@ -98,7 +96,7 @@ impl Store {
             let suites = suites
                 .iter()
                 .filter_map(|name| name.strip_suffix(ending))
-                .filter(|suite| !suite.contains('.') && !NOT_SUITES.contains(suite));
+                .filter(|suite| !suite.contains('.'));
             found.extend(suites.map(|suite| (model.clone(), suite.to_owned())));
         }
         found.sort();
