@@ -18,8 +18,10 @@ pub mod service;
 mod tests;
 mod turnstile;
 mod verbs;
+pub mod wire;
 
 pub use fleet::{Counters, ReplicaSnapshot};
 pub use link::ReplicaLink;
 pub use mailbox::Delivery;
 pub use service::{CoordinatorConfig, CoordinatorSnapshot, DataParallelInferenceCoordinator};
+pub use wire::{CoordinatorServer, InferenceClient, TextCodec, WireConfig};

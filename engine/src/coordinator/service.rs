@@ -1,5 +1,5 @@
 //! `DataParallelInferenceCoordinator`: one queue in front of many replicas. Mirrors Megatron's class of that name, in
-//! this process; [`super::server`] puts it on the wire.
+//! this process; [`super::wire`] puts it on the wire.
 
 use super::drive::{Job, drive};
 use super::fleet::{Counters, Fleet, Patience, ReplicaSnapshot};

@@ -127,6 +127,10 @@ fn equal_prefixes_go_to_the_same_replica() {
     let prompt = |n: u32| -> Vec<u32> { (0..12).map(|i| 3 + i + n % 3 * 10).collect() };
     coordinator.pause().unwrap();
     let held: Vec<_> = (0..12).map(|n| coordinator.submit(greedy(&prompt(n), 3)).unwrap()).collect();
+    let placed = || coordinator.snapshot().replicas.iter().map(|replica| replica.in_flight).sum::<usize>();
+    while placed() < 12 {
+        std::thread::yield_now();
+    }
     coordinator.unpause().unwrap();
     for (n, delivery) in held.into_iter().enumerate() {
         assert_eq!(delivery.wait(LONG).unwrap().generated, oracle(&prompt(n as u32), 3));
