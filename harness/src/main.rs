@@ -1,2 +1,7 @@
-//! The `parity` command.
-fn main() {}
+//! The `parity` command: parse, call, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    harness::cli::main()
+}

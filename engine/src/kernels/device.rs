@@ -142,6 +142,10 @@ pub trait Device: Send + 'static {
 
     /// `cpu (avx512, 2 threads)`, `cuda:0 (NVIDIA H100)`.
     fn name(&self) -> String;
+    /// Number of the memory that packed weights lie in: ranks share a packed matrix only within one.
+    fn memory_domain(&self) -> usize {
+        0
+    }
     /// A zeroed buffer of `len` elements.
     fn alloc(&mut self, len: usize) -> Result<Self::Buf>;
     /// Host to device.

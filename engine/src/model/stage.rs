@@ -17,6 +17,7 @@ use std::sync::Mutex;
 struct PackKey {
     parts: Vec<(Tensor, Range<usize>, Range<usize>)>,
     leaf: usize,
+    domain: usize,
 }
 
 /// Packed matrices of a process, shared by its ranks. Data-parallel replicas ask for the same slices and get the same
@@ -221,7 +222,7 @@ impl<D: Device> StageLoader<'_, D> {
         parts: &[(Tensor, Range<usize>, Range<usize>)],
         leaf: usize,
     ) -> Result<D::Weight> {
-        let key = PackKey { parts: parts.to_vec(), leaf };
+        let key = PackKey { parts: parts.to_vec(), leaf, domain: dev.memory_domain() };
         let mut packed =
             self.cache.packed.lock().map_err(|_| EngineError::internal("weight cache is poisoned"))?;
         if let Some(found) = packed.get(&key) {

@@ -2,6 +2,7 @@
 
 use crate::error::{EngineError, Result};
 use crate::kernels::cpu::CpuDevice;
+use crate::kernels::cuda;
 use crate::kernels::device::Device;
 use crate::kernels::reference::ReferenceDevice;
 use crate::step::cluster::start_threads;
@@ -20,7 +21,7 @@ pub enum DeviceKind {
     Cpu,
     /// The scalar reference: slow, and the oracle of every other device.
     Reference,
-    /// An NVIDIA GPU; with several ranks, rank `r` takes device `n + r`.
+    /// An NVIDIA GPU; with several ranks, rank `r` takes device `n + r`, and beyond the last device again from `n` on.
     Cuda(usize),
 }
 
@@ -83,11 +84,12 @@ pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dy
             start(deployment, |_| CpuDevice::new(threads, None))
         }
         DeviceKind::Reference => start(deployment, |_| Ok(ReferenceDevice::default())),
-        DeviceKind::Cuda(n) => Err(EngineError::Device {
-            device: format!("cuda:{n}"),
-            reason: "this build has no CUDA executor".to_owned(),
-            hint: "use `cpu`".to_owned(),
-        }),
+        DeviceKind::Cuda(n) => {
+            let visible = cuda::probe::probe().gpus.len();
+            start(deployment, |rank| {
+                cuda::open(cuda::ordinal_of(n, rank, visible), cuda::device::Planned::default())
+            })
+        }
     }
 }
 

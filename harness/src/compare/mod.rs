@@ -4,6 +4,7 @@ pub mod bound;
 pub mod case;
 pub mod cell;
 pub mod distribution;
+pub mod legacy;
 pub mod near_tie;
 pub mod shown;
 pub mod verdict;

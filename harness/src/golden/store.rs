@@ -21,7 +21,9 @@ pub struct Stored {
 }
 
 /// Directories of the store that hold no goldens.
-const NOT_MODELS: [&str; 4] = ["matrix", "models", "generate", "legacy"];
+const NOT_MODELS: [&str; 4] = ["matrix", "models", "generate", "gguf"];
+/// Files beside goldens that are none: how the witnesses agree.
+const NOT_SUITES: [&str; 1] = ["witnesses"];
 
 impl Store {
     /// The store in `root`.
@@ -96,7 +98,7 @@ impl Store {
             let suites = suites
                 .iter()
                 .filter_map(|name| name.strip_suffix(ending))
-                .filter(|suite| !suite.contains('.'));
+                .filter(|suite| !suite.contains('.') && !NOT_SUITES.contains(suite));
             found.extend(suites.map(|suite| (model.clone(), suite.to_owned())));
         }
         found.sort();

@@ -10,6 +10,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Api {
+    /// `DynamicInferenceEngine`: `add_request` and `step` by hand.
+    Engine,
     /// `MegatronLLM`, without coordinator.
     SyncDirect,
     /// `MegatronLLM`, with coordinator.
@@ -24,12 +26,19 @@ pub enum Api {
 
 impl Api {
     /// All front doors.
-    pub const ALL: [Self; 5] =
-        [Self::SyncDirect, Self::SyncCoordinator, Self::AsyncDirect, Self::AsyncCoordinator, Self::Serve];
+    pub const ALL: [Self; 6] = [
+        Self::Engine,
+        Self::SyncDirect,
+        Self::SyncCoordinator,
+        Self::AsyncDirect,
+        Self::AsyncCoordinator,
+        Self::Serve,
+    ];
 
     /// Name as written in matrices and ids.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Engine => "engine",
             Self::SyncDirect => "sync-direct",
             Self::SyncCoordinator => "sync-coordinator",
             Self::AsyncDirect => "async-direct",

@@ -124,6 +124,7 @@ fn check(spec: &MatrixFile) -> std::result::Result<(), Refusal> {
     if spec.blocks.is_empty() {
         return Err(("blocks".into(), "there is no block, so nothing would be certified".into()));
     }
+    crate::subject::own::config::check(spec)?;
     spec.blocks.iter().enumerate().try_for_each(|(i, block)| check_block(spec, i, block))
 }
 
@@ -185,7 +186,7 @@ fn check_block(spec: &MatrixFile, i: usize, block: &BlockSpec) -> std::result::R
         }
     };
     each("transport", &axes.transport, &one_of(&["threads", "mpi", "nccl"]))?;
-    each("device", &axes.device, &one_of(&["cpu", "cuda"]))?;
+    each("device", &axes.device, &one_of(&["cpu", "reference", "cuda"]))?;
     for (axis, empty) in [("api", axes.api.is_empty()), ("layout", axes.layout.is_empty())] {
         if empty {
             return Err((
@@ -265,10 +266,9 @@ fn demands(spec: &MatrixFile, block: &BlockSpec, cell: &Cell) -> BTreeMap<String
 
 /// Every rank that the layout has must have computed, every replica must have served.
 fn implied(layout: Layout) -> BTreeMap<String, Demand> {
-    let ranks = layout.tp * layout.pp * layout.dp;
     BTreeMap::from([
-        ("ranks_computed".to_owned(), Demand::exactly(ranks as u64)),
-        ("replicas_used".to_owned(), Demand::exactly(layout.dp as u64)),
+        ("ranks_computed".to_owned(), Demand::exactly(layout.ranks() as u64)),
+        ("replicas_used".to_owned(), Demand::exactly(layout.replicas() as u64)),
     ])
 }
 

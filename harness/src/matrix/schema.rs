@@ -61,7 +61,7 @@ pub fn schema() -> Value {
         },
         "$defs": {
             "demand": demand,
-            "api": word("front door", &["sync-direct", "sync-coordinator", "async-direct", "async-coordinator", "serve"]),
+            "api": word("front door", &["engine", "sync-direct", "sync-coordinator", "async-direct", "async-coordinator", "serve"]),
             "layout": json!({"type": "string", "pattern": "^(tp|pp|dp|ep)=[0-9]+(,(tp|pp|dp|ep)=[0-9]+)*$"}),
             "bound": bound(),
             "model": model(),
@@ -152,7 +152,7 @@ fn anchor() -> Value {
         "api": {"$ref": "#/$defs/api"},
         "layout": {"$ref": "#/$defs/layout"},
         "transport": word("how ranks talk", &["threads", "mpi", "nccl"]),
-        "device": word("where kernels run", &["cpu", "cuda"]),
+        "device": word("where kernels run", &["cpu", "reference", "cuda"]),
         "feature": text("feature set"),
     });
     object("the anchor of `bitwise`", &["api", "layout", "transport", "device", "feature"], properties)
@@ -166,7 +166,7 @@ fn axes() -> Value {
         "api": list_of("front doors", json!({"$ref": "#/$defs/api"})),
         "layout": list_of("layouts", json!({"$ref": "#/$defs/layout"})),
         "transport": list_of("transports", word("", &["threads", "mpi", "nccl"])),
-        "device": list_of("devices", word("", &["cpu", "cuda"])),
+        "device": list_of("devices", word("", &["cpu", "reference", "cuda"])),
         "feature": names("feature sets"),
         "fault": names("fault plans; none when left out"),
     });

@@ -2,7 +2,10 @@
 
 pub mod answer;
 pub mod megatron_file;
+pub mod own;
 pub mod recorded;
+pub mod scripted;
+pub mod sidecar;
 
 pub use answer::{Answer, AnswerFile};
 pub use recorded::Recorded;

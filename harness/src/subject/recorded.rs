@@ -24,8 +24,11 @@ impl Recorded {
     pub fn read(file: &Path) -> Result<Self> {
         let bytes = std::fs::read(file).map_err(|error| HarnessError::file(file, error))?;
         if super::megatron_file::looks_like(&bytes) {
-            let legacy = super::megatron_file::LegacyFile::parse(file, &bytes)?;
-            return Ok(Self::new(legacy.as_answers(), Witnesses::new()));
+            let mut answers = super::megatron_file::LegacyFile::parse(file, &bytes)?.as_answers();
+            if let Some(sidecar) = super::sidecar::Sidecar::beside(file)? {
+                sidecar.dress(&mut answers);
+            }
+            return Ok(Self::new(answers, Witnesses::new()));
         }
         Ok(Self::new(AnswerFile::parse(file, &bytes)?, Witnesses::new()))
     }

@@ -31,6 +31,10 @@ pub trait Backend: Send + 'static {
 
     /// `cuda:0 (NVIDIA H100)`.
     fn name(&self) -> String;
+    /// Number of the device whose memory this is.
+    fn ordinal(&self) -> usize {
+        0
+    }
     /// `bytes` of zeroed memory, aligned to 256 bytes. An error names what was needed and what is free.
     fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
     /// Address of an allocation.

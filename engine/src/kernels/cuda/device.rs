@@ -119,6 +119,10 @@ impl<B: Backend> Device for KernelDevice<B> {
         self.backend.name()
     }
 
+    fn memory_domain(&self) -> usize {
+        self.backend.ordinal()
+    }
+
     fn alloc(&mut self, len: usize) -> Result<Buffer<B>> {
         Buffer::new(&self.backend, len)
     }
@@ -133,7 +137,10 @@ impl<B: Backend> Device for KernelDevice<B> {
 
     fn pack(&mut self, parts: &[MatrixView<'_>], leaf: usize) -> Result<PackedWeight<B>> {
         let staging = (self.work.span("pack", 0, 0)?, self.work.len() * 4);
-        weights::PackedWeight::pack(&mut self.backend, parts, leaf, staging)
+        let weight = weights::PackedWeight::pack(&mut self.backend, parts, leaf, staging)?;
+        // Another rank on this device may use it from its own stream.
+        self.backend.synchronize()?;
+        Ok(weight)
     }
 
     fn alloc_kv(&mut self, shape: KvShape) -> Result<KvStore<B>> {
