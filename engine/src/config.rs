@@ -155,6 +155,13 @@ impl InferenceConfig {
                 positive(field, value)?;
             }
         }
+        if let (false, Some(chunk)) = (self.enable_chunked_prefill, self.prefill_chunk_tokens) {
+            return Err(EngineError::config(
+                "prefill_chunk_tokens",
+                format!("{chunk} given while enable_chunked_prefill is off"),
+                "leave it out, or set enable_chunked_prefill",
+            ));
+        }
         if self.rank_deadline_ms == 0 {
             return Err(EngineError::config("rank_deadline_ms", "0 is no time at all", "use 1000 or more"));
         }

@@ -24,7 +24,8 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to logits of single tokens. (Ours.)
     pub logit_bias: BTreeMap<u32, f32>,
-    /// Seed of this request; `None` derives one from the engine's seed and the request's id. (Ours.)
+    /// Seed of this request: its draws depend on this, its `sampling_key` and the position alone. `None` takes the
+    /// engine's seed and the request's id. (Ours.)
     pub seed: Option<u64>,
     /// Return the log-probability of each generated token (of the raw logits, before any filter).
     pub return_log_probs: bool,
@@ -111,8 +112,11 @@ impl SamplingParams {
             token("logit_bias", id, vocab)?;
             range("logit_bias", bias, -1000.0, 1000.0)?;
         }
-        for &id in self.stop_token_ids.iter().chain(self.stop_sequences.iter().flatten()) {
+        for &id in &self.stop_token_ids {
             token("stop_token_ids", id, vocab)?;
+        }
+        for &id in self.stop_sequences.iter().flatten() {
+            token("stop_sequences", id, vocab)?;
         }
         if self.stop_sequences.iter().any(Vec::is_empty) {
             return Err(EngineError::request(
@@ -197,8 +201,16 @@ pub struct RequestSpec {
     pub params: SamplingParams,
     /// Tokens that an earlier owner of this request already produced (failover, recompute): they are taken as given.
     pub resumed: Vec<u32>,
-    /// Key of the random stream; `None` takes the request's id. Part of the journal, so that another replica draws alike.
+    /// Key of the random stream; `None` takes the request's id, or 0 when the request brings its seed. Part of the
+    /// journal, so that another replica draws alike.
     pub sampling_key: Option<u64>,
+}
+
+impl RequestSpec {
+    /// A fresh request.
+    pub fn new(prompt: impl Into<Vec<u32>>, params: SamplingParams) -> Self {
+        Self { prompt: prompt.into(), params, resumed: Vec::new(), sampling_key: None }
+    }
 }
 
 /// Final answer to a request: exactly one for each.
@@ -208,7 +220,8 @@ pub struct RequestOutput {
     pub id: u64,
     /// Prompt token ids.
     pub prompt: Vec<u32>,
-    /// Generated token ids; an end token is kept, a matched stop sequence is trimmed.
+    /// Generated token ids; an end token is kept, a matched stop sequence is trimmed. Whoever was cancelled or failed
+    /// keeps what was shown: tokens that were held back for a possible stop sequence are not among them.
     pub generated: Vec<u32>,
     /// Log-probability of each generated token, when asked for.
     pub logprobs: Option<Vec<f32>>,
@@ -220,7 +233,7 @@ pub struct RequestOutput {
     pub prompt_top_logprobs: Option<Vec<Vec<TokenLogprob>>>,
     /// Why it ended.
     pub finish: FinishReason,
-    /// What went wrong, when `finish` is [`FinishReason::Error`].
+    /// What went wrong, when `finish` is [`FinishReason::Error`]; who cancelled, when it is [`FinishReason::Cancelled`].
     pub error: Option<String>,
     /// Prompt tokens whose keys came from the prefix cache.
     pub cached_tokens: usize,

@@ -55,9 +55,10 @@ impl Limits {
         if room == 0 {
             return Err(EngineError::request(
                 "prompt",
-                format!("{len} tokens leave no room to generate within max_sequence_length = {}", {
+                format!(
+                    "{len} tokens leave no room to generate within max_sequence_length = {}",
                     self.max_sequence_length
-                }),
+                ),
                 "shorten the prompt, or ask for num_tokens_to_generate = 0 to score it only",
             ));
         }
@@ -94,13 +95,13 @@ impl Limits {
         }
         let params = &spec.params;
         let rows = params.return_log_probs && !params.skip_prompt_log_probs && params.top_n_logprobs > 0;
-        if rows && len > self.prompt_rows() {
+        if rows && len > self.prompt_rows {
             return Err(EngineError::request(
                 "top_n_logprobs",
                 format!(
                     "whole logit rows of a prompt of {len} tokens do not fit one step (at most {}) and \
                      chunked prefill is disabled",
-                    self.prompt_rows()
+                    self.prompt_rows
                 ),
                 "set enable_chunked_prefill, shorten the prompt, or use top_n_logprobs = 0",
             ));

@@ -42,6 +42,8 @@ pub struct Limits {
     pub max_queue: usize,
     /// Longest piece of a prompt in one step; `None` when prompts are not split.
     pub chunk: Option<usize>,
+    /// Most prompt positions in one step of which whole logit rows are wanted.
+    pub prompt_rows: usize,
     /// Whether equal prefixes are shared, and when cached blocks are given up.
     pub sharing: Option<PrefixEviction>,
     /// Seed of requests that bring none.
@@ -93,6 +95,7 @@ impl Limits {
             chunk: config
                 .enable_chunked_prefill
                 .then(|| config.prefill_chunk_tokens.unwrap_or(config.max_tokens).min(config.max_tokens)),
+            prompt_rows: (PROMPT_LOGITS / vocab.max(1)).max(1),
             sharing: config.enable_prefix_caching.then_some(config.prefix_caching_eviction_policy),
             seed: config.inference_sampling_seed,
         })
@@ -106,10 +109,5 @@ impl Limits {
     /// Tokens that the whole pool holds.
     pub fn pool_tokens(&self) -> usize {
         self.blocks.saturating_mul(self.block_size)
-    }
-
-    /// Most prompt positions in one step of which whole logit rows are wanted.
-    pub fn prompt_rows(&self) -> usize {
-        (PROMPT_LOGITS / self.vocab.max(1)).max(1)
     }
 }

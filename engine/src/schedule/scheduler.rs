@@ -68,7 +68,7 @@ impl Scheduler {
         self.scheduled.clear();
         self.pending.clear();
         self.tokens_left = limits.max_tokens;
-        self.rows_left = limits.prompt_rows();
+        self.rows_left = limits.prompt_rows;
         context.pool.tick();
         self.decode(context, waiting, limits, plan, &mut events);
         for index in 0..context.active.len() {

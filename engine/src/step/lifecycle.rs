@@ -121,7 +121,7 @@ impl DynamicInferenceEngine {
     /// Takes every running request off its blocks, to the head of the queue in the order of age.
     fn put_back_all(&mut self) {
         while let Some(queued) = self.context.evict_youngest() {
-            self.witness.evictions += 1;
+            self.witness.restarts += 1;
             self.waiting.push_front(queued);
         }
     }

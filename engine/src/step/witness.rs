@@ -24,8 +24,10 @@ pub struct Witness {
     pub prefix_tokens: u64,
     /// Requests that stood back one step for a prefix that was being computed.
     pub prefix_waits: u64,
-    /// Times that a running request lost its blocks to an older one, or to a suspension that recomputes.
+    /// Times that a running request lost its blocks to an older one.
     pub evictions: u64,
+    /// Times that a running request lost its blocks to a suspension that recomputes, or to new weights.
+    pub restarts: u64,
     /// Cached blocks given up for their memory.
     pub cached_blocks_given_up: u64,
     /// Given tokens (prompt, resumed) computed for the first time.

@@ -41,7 +41,7 @@ impl GPTInferenceWrapper {
 }
 
 /// An executor that answers something else than it was asked is a defect, and no token may come of it.
-fn check(plan: &StepPlan, out: &StepOutput) -> Result<()> {
+pub(crate) fn check(plan: &StepPlan, out: &StepOutput) -> Result<()> {
     let entries = out.rows.len();
     let lengths = [out.argmax.len(), out.max.len(), out.log_sum.len(), out.target.len(), out.logit_row.len()];
     if lengths.iter().any(|&len| len != entries) {
