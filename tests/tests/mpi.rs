@@ -203,6 +203,15 @@ fn a_job_of_another_size_is_refused() {
     assert!(text(&output).contains("it has 3 ranks, but 2 were started"), "{}", text(&output));
 }
 
+#[test]
+fn thousands_of_launches_share_one_job() {
+    // More than there are tags, so that some are used again.
+    let output = mpirun(2, "many", "tp=2");
+    assert!(output.status.success(), "{}", text(&output));
+    let done = said(&output).iter().filter(|l| l.contains("digest")).count();
+    assert_eq!(done, 2, "{}", text(&output));
+}
+
 /// The part of one rank. Without `MPI_CASE` there is nothing to do: this is the parent's listing.
 #[test]
 fn child_of_mpirun() {
@@ -212,8 +221,16 @@ fn child_of_mpirun() {
     let rank = mpi.rank();
     say(rank, &format!("pid {}", std::process::id()));
     let deadline = if matches!(case.as_str(), "hang" | "die") { BRISK } else { PATIENT };
+    if case == "many" {
+        for launch in 0..4_100u64 {
+            let most = mpi.launch(layout, deadline, |c| {
+                c.tp_group()?.all_reduce_max_u64(launch * 2 + c.coord.tp as u64)
+            });
+            assert_eq!(most.unwrap(), launch * 2 + 1);
+        }
+    }
     let outcome = mpi.launch(layout, deadline, |context| {
-        if case != "work" && context.coord.rank == 2 {
+        if context.coord.rank == 2 && case != "work" {
             return go_wrong(&case);
         }
         // Twice over one job: launches do not disturb each other.

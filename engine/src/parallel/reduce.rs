@@ -123,8 +123,7 @@ impl NodeExchange {
         all: &mut Vec<f32>,
     ) -> Result<()> {
         self.check_group(group)?;
-        let counts: Vec<usize> = self.nodes_of.iter().map(|n| n * rows * width).collect();
-        group.all_gather_v(nodes, &counts, all)
+        group.all_gather_by(nodes, |m| self.nodes_of[m] * rows * width, all)
     }
 
     /// Owner path, first half: from this rank's blocks over all rows, all blocks over the rows that this rank
@@ -179,8 +178,7 @@ impl NodeExchange {
         out: &mut Vec<f32>,
     ) -> Result<()> {
         self.check_group(group)?;
-        let counts: Vec<usize> = (0..group.len()).map(|m| self.rows_of(m, rows).len() * width).collect();
-        group.all_gather_v(finished, &counts, out)
+        group.all_gather_by(finished, |m| self.rows_of(m, rows).len() * width, out)
     }
 
     /// The whole owner path on the host: `out [rows, width]` is the finished product, on all ranks.

@@ -177,6 +177,10 @@ impl Transport for Chaos {
         }
     }
 
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
     fn recv(&self, from: usize, into: &mut Vec<u8>) -> Result<()> {
         self.inner.recv(from, into)
     }

@@ -113,21 +113,34 @@ impl Group {
     /// # Errors
     /// [`EngineError::Comm`] for a length that contradicts `counts`, here or at a peer, and for what transports report.
     pub fn all_gather_v(&mut self, mine: &[f32], counts: &[usize], out: &mut Vec<f32>) -> Result<()> {
+        self.expect((Op::AllGather, 0), self.me, counts.len(), self.len(), "counts")?;
+        self.all_gather_by(mine, |i| counts[i], out)
+    }
+
+    /// As [`Group::all_gather_v`], with the lengths as a function of the member, so that no list has to be kept.
+    ///
+    /// # Errors
+    /// As [`Group::all_gather_v`].
+    pub fn all_gather_by(
+        &mut self,
+        mine: &[f32],
+        count: impl Fn(usize) -> usize,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
         let op = self.begin(Op::AllGather);
-        self.expect(op, self.me, counts.len(), self.len(), "counts")?;
-        self.expect(op, self.me, mine.len(), counts[self.me], "own elements")?;
-        out.resize(counts.iter().sum(), 0.0);
+        self.expect(op, self.me, mine.len(), count(self.me), "own elements")?;
+        out.resize((0..self.len()).map(&count).sum(), 0.0);
         for i in self.after() {
             self.put(op, i, bytemuck::cast_slice(mine))?;
         }
-        let start = |i: usize| counts[..i].iter().sum::<usize>();
+        let start = |i: usize| (0..i).map(&count).sum::<usize>();
         let own = start(self.me);
         out[own..own + mine.len()].copy_from_slice(mine);
         for i in self.before() {
             let at = start(i);
-            self.take(op, i, &mut out[at..at + counts[i]])?;
+            self.take(op, i, &mut out[at..at + count(i)])?;
         }
-        Ok(())
+        self.transport.flush()
     }
 
     /// Sends to each member its part of `send` and concatenates what the members sent here, in member order.
@@ -159,7 +172,7 @@ impl Group {
             let at = start(recv_counts, i);
             self.take(op, i, &mut out[at..at + recv_counts[i]])?;
         }
-        Ok(())
+        self.transport.flush()
     }
 
     /// Copies member `root`'s bytes to all members.
@@ -172,7 +185,7 @@ impl Group {
             for i in self.after() {
                 self.put(op, i, bytes)?;
             }
-            return Ok(());
+            return self.transport.flush();
         }
         self.take_bytes(op, root, bytes)
     }
@@ -228,7 +241,8 @@ impl Group {
         self.expect(op, self.me, mine.len(), counts[self.me], "own elements")?;
         if self.me != root {
             out.clear();
-            return self.put(op, root, bytemuck::cast_slice(mine));
+            self.put(op, root, bytemuck::cast_slice(mine))?;
+            return self.transport.flush();
         }
         out.resize(counts.iter().sum(), 0.0);
         let mut at = 0;
@@ -259,7 +273,7 @@ impl Group {
         for i in self.before() {
             self.take_bytes(op, i, &mut out[i])?;
         }
-        Ok(())
+        self.transport.flush()
     }
 
     /// Every member's bytes on member `root`; on the others `out` is cleared.
@@ -270,7 +284,8 @@ impl Group {
         let op = self.begin(Op::Gather);
         if self.me != root {
             out.clear();
-            return self.put(op, root, mine);
+            self.put(op, root, mine)?;
+            return self.transport.flush();
         }
         out.resize_with(self.len(), Vec::new);
         for (i, bytes) in out.iter_mut().enumerate() {
@@ -290,7 +305,8 @@ impl Group {
     /// What transports report.
     pub fn send_values(&mut self, to: usize, values: &[f32]) -> Result<()> {
         // Not a collective: only two members take part, so it is marked but not counted.
-        self.put((Op::Point, 0), to, bytemuck::cast_slice(values))
+        self.put((Op::Point, 0), to, bytemuck::cast_slice(values))?;
+        self.transport.flush()
     }
 
     /// Receives exactly `out.len()` values that member `from` sent with [`Group::send_values`].

@@ -95,6 +95,10 @@ impl Transport for Framed {
         Ok(())
     }
 
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
     fn recv(&self, from: usize, into: &mut Vec<u8>) -> Result<()> {
         self.inner.recv(from, into)?;
         self.open(from, into)
@@ -119,45 +123,51 @@ impl Transport for Framed {
 /// Odd, so that multiplying by it loses nothing.
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// Independent chains, to keep the multiplier busy.
+const LANES: usize = 8;
+/// Bytes that all lanes take at once.
+const BLOCK_BYTES: usize = 8 * LANES;
+
 /// A 64-bit sum of a message's number and content, independent of how the content is split into parts.
 ///
-/// Four lanes of xor, multiply and rotate over 8-byte words: each step is a bijection of its lane, so a change inside
+/// Lanes of xor, multiply and rotate over 8-byte words: each step is a bijection of its lane, so a change inside
 /// any single word always changes the sum; other changes escape with a chance of about 2^-64.
 fn checksum(number: u64, parts: &[&[u8]]) -> u64 {
-    let mut lanes = [number ^ MIX, number.wrapping_add(1), !number, number.rotate_left(32)];
-    let mut block = [0u8; 32];
+    let mut lanes: [u64; LANES] = std::array::from_fn(|lane| (number + lane as u64).wrapping_mul(MIX));
+    let mut block = [0u8; BLOCK_BYTES];
     let mut held = 0;
     let mut total = 0u64;
     for part in parts {
         total += part.len() as u64;
         let mut rest = *part;
         if held > 0 {
-            let take = rest.len().min(32 - held);
+            let take = rest.len().min(BLOCK_BYTES - held);
             block[held..held + take].copy_from_slice(&rest[..take]);
             held += take;
             rest = &rest[take..];
-            if held < 32 {
+            if held < BLOCK_BYTES {
                 continue;
             }
             absorb(&mut lanes, &block);
         }
-        let mut blocks = rest.chunks_exact(32);
-        for whole in &mut blocks {
+        let (blocks, tail) = rest.as_chunks::<BLOCK_BYTES>();
+        for whole in blocks {
             absorb(&mut lanes, whole);
         }
-        held = blocks.remainder().len();
-        block[..held].copy_from_slice(blocks.remainder());
+        held = tail.len();
+        block[..held].copy_from_slice(tail);
     }
     block[held..].fill(0);
     absorb(&mut lanes, &block);
     lanes.iter().fold(total, |sum, lane| (sum.rotate_left(23) ^ lane).wrapping_mul(MIX))
 }
 
-/// Mixes one block of 32 bytes into the lanes.
-fn absorb(lanes: &mut [u64; 4], block: &[u8]) {
-    for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(8)) {
-        let word = word.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-        *lane = (*lane ^ word).wrapping_mul(MIX).rotate_left(29);
+/// Mixes one block into the lanes.
+#[inline]
+fn absorb(lanes: &mut [u64; LANES], block: &[u8; BLOCK_BYTES]) {
+    let (words, _) = block.as_chunks::<8>();
+    for (lane, word) in lanes.iter_mut().zip(words) {
+        *lane = (*lane ^ u64::from_le_bytes(*word)).wrapping_mul(MIX).rotate_left(29);
     }
 }
 
@@ -185,9 +195,9 @@ mod tests {
             other[bit / 8] ^= 1 << (bit % 8);
             assert_ne!(checksum(0, &[&other]), whole, "bit {bit}");
         }
-        let zeros = [0u8; 65];
-        let sums: std::collections::HashSet<u64> = (0..65).map(|n| checksum(0, &[&zeros[..n]])).collect();
-        assert_eq!(sums.len(), 65, "trailing zeros count");
+        let zeros = [0u8; 130];
+        let sums: std::collections::HashSet<u64> = (0..130).map(|n| checksum(0, &[&zeros[..n]])).collect();
+        assert_eq!(sums.len(), 130, "trailing zeros count");
         assert_ne!(checksum(1, &[&content]), whole);
     }
 }

@@ -34,6 +34,11 @@ pub trait Transport: Send + Sync {
     }
     /// Sends the concatenation of `parts` as one message, otherwise as [`Transport::send`].
     fn send_parts(&self, to: usize, parts: &[&[u8]]) -> Result<()>;
+    /// Helps sent messages on their way, where the transport needs the sender's help, for a fraction of a millisecond
+    /// at most. Called after a collective, while its peers are receiving; never needed for correctness.
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
     /// Receives the next message of rank `from` into `into` (cleared first).
     fn recv(&self, from: usize, into: &mut Vec<u8>) -> Result<()>;
     /// As [`Transport::recv`], but gives up after `wait` (shorter than the deadline) and says so with `false`.

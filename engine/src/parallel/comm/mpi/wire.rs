@@ -14,12 +14,10 @@ pub(super) struct Wire {
     comm: ffi::MPI_Comm,
     sends: Vec<Sending>,
     spare: Vec<Vec<u8>>,
-    serial: u64,
 }
 
 /// A message on its way out; the buffer must stay until MPI has let go of it.
 struct Sending {
-    serial: u64,
     to: usize,
     tag: i32,
     request: ffi::MPI_Request,
@@ -60,11 +58,11 @@ impl Wire {
             checked(ffi::MPI_Comm_set_errhandler(ffi::RSMPI_COMM_WORLD, ffi::RSMPI_ERRORS_RETURN))?;
             ffi::RSMPI_COMM_WORLD
         };
-        Ok(Self { comm, sends: Vec::new(), spare: Vec::new(), serial: 0 })
+        Ok(Self { comm, sends: Vec::new(), spare: Vec::new() })
     }
 
-    /// Starts to send the concatenation of `parts`; returns the message's serial number.
-    pub(super) fn send(&mut self, to: usize, tag: i32, parts: &[&[u8]]) -> Outcome<u64> {
+    /// Starts to send the concatenation of `parts`.
+    pub(super) fn send(&mut self, to: usize, tag: i32, parts: &[&[u8]]) -> Outcome<()> {
         let mut bytes = self.spare.pop().unwrap_or_default();
         bytes.clear();
         for part in parts {
@@ -86,9 +84,8 @@ impl Wire {
             ))?;
             request.assume_init()
         };
-        self.serial += 1;
-        self.sends.push(Sending { serial: self.serial, to, tag, request, bytes });
-        Ok(self.serial)
+        self.sends.push(Sending { to, tag, request, bytes });
+        Ok(())
     }
 
     /// Lets go of the messages that are out.
@@ -115,9 +112,9 @@ impl Wire {
         self.sends.iter().map(|s| s.to)
     }
 
-    /// Whether the message with this number is out.
-    pub(super) fn is_sent(&self, serial: u64) -> bool {
-        self.sends.iter().all(|s| s.serial != serial)
+    /// Whether everything is out.
+    pub(super) fn is_idle(&self) -> bool {
+        self.sends.is_empty()
     }
 
     /// The sender of a message under `tag` that has arrived from `from` (anyone, when `None`) and is not received yet.
