@@ -4,19 +4,15 @@ use api::Model;
 use engine::config::InferenceConfig;
 use engine::parallel::layout::Layout;
 use engine::request::{RequestSpec, SamplingParams};
+use engine::step::DynamicInferenceEngine;
 use engine::step::deploy::{DeviceKind, executors};
 use engine::step::rank::Deployment;
-use engine::step::{DynamicInferenceEngine, ModelFacts};
 
 fn main() -> api::Result<()> {
     let model = Model::open("embedded:dense")?;
     let config = InferenceConfig { prefill_chunk_tokens: Some(4), ..InferenceConfig::default() };
     let deployment = Deployment::new(model.checkpoint().clone(), config.clone(), Layout::SINGLE)?;
-    let facts = ModelFacts {
-        eos: model.spec().eos.clone(),
-        max_positions: model.spec().max_positions,
-        num_blocks: deployment.blocks()?,
-    };
+    let facts = deployment.facts()?;
     let executor = executors(&deployment, DeviceKind::Cpu)?.remove(0);
     let mut engine = DynamicInferenceEngine::new(executor, &config, &facts)?;
     let tokenizer = model.need_tokenizer()?;

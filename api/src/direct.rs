@@ -7,12 +7,13 @@ use crate::model::Model;
 use engine::config::InferenceConfig;
 use engine::error::EngineError;
 use engine::kernels::cpu::Isa;
+use engine::kernels::cuda;
 use engine::parallel::layout::Layout;
 use engine::request::RequestSpec;
+use engine::step::DynamicInferenceEngine;
 use engine::step::deploy::{DeviceKind, executors};
 use engine::step::rank::Deployment;
 use engine::step::service::{EngineHandle, EngineState, RequestStream, Update};
-use engine::step::{DynamicInferenceEngine, ModelFacts};
 use futures::future::{BoxFuture, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,15 +42,23 @@ pub(crate) fn device_of(text: &str) -> Result<DeviceKind> {
 
 /// What a device is, or why it cannot be used.
 pub(crate) fn probe(kind: DeviceKind) -> Result<String> {
-    match kind {
-        DeviceKind::Cpu => Ok(format!("cpu, instruction set {}", Isa::choose(None)?.name())),
-        DeviceKind::Reference => Ok("reference: the scalar reference, slow".to_owned()),
-        DeviceKind::Cuda(_) => Err(EngineError::Device {
-            device: kind.to_string(),
-            reason: "this build has no CUDA executor".to_owned(),
-            hint: "use --device cpu".to_owned(),
-        }
-        .into()),
+    let ordinal = match kind {
+        DeviceKind::Cpu => return Ok(format!("cpu, instruction set {}", Isa::choose(None)?.name())),
+        DeviceKind::Reference => return Ok("reference: the scalar reference, slow".to_owned()),
+        DeviceKind::Cuda(ordinal) => ordinal,
+    };
+    let found = cuda::probe::probe();
+    let refuse = |reason: String| {
+        let hint = "use --device cpu, or see `megatron doctor`".to_owned();
+        Err(EngineError::Device { device: kind.to_string(), reason, hint }.into())
+    };
+    match (&found.driver, found.gpus.iter().find(|gpu| gpu.ordinal == ordinal)) {
+        (Err(why), _) => refuse(why.clone()),
+        (Ok(_), None) => refuse(format!("there are {} GPUs", found.gpus.len())),
+        (Ok(_), Some(gpu)) => match &gpu.refused {
+            Some(why) => refuse(format!("{}: {why}", gpu.name)),
+            None => Ok(format!("{kind}: {}, {} MiB", gpu.name, gpu.memory >> 20)),
+        },
     }
 }
 
@@ -60,14 +69,17 @@ pub(crate) fn start(
     layout: Layout,
     device: DeviceKind,
 ) -> Result<Direct> {
-    let deployment = Deployment::new(Arc::clone(model.checkpoint()), config.clone(), layout)?;
-    let facts = ModelFacts {
-        eos: model.spec().eos.clone(),
-        max_positions: model.spec().max_positions,
-        num_blocks: deployment.blocks()?,
+    let (deployment, executors) = match crate::mpi::executors(model, config, layout, device)? {
+        Some(started) => started,
+        None => {
+            let deployment = Deployment::new(Arc::clone(model.checkpoint()), config.clone(), layout)?;
+            let started = executors(&deployment, device)?;
+            (deployment, started)
+        }
     };
+    let facts = deployment.facts()?;
     let deadline = Duration::from_millis(config.rank_deadline_ms);
-    let replicas = executors(&deployment, device)?.into_iter().map(|executor| {
+    let replicas = executors.into_iter().map(|executor| {
         let engine = DynamicInferenceEngine::new(executor, config, &facts)?;
         Ok(Replica { handle: EngineHandle::spawn(engine, deadline)?, load: Arc::default() })
     });

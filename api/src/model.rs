@@ -6,7 +6,7 @@ use crate::text::{ChatTemplate, Tokenizer};
 use engine::error::EngineError;
 use engine::model::checkpoint::Checkpoint;
 use engine::model::spec::ModelSpec;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A model that was opened and checked. Cheap to clone.
@@ -19,6 +19,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Model {
     name: String,
+    path: Option<PathBuf>,
     checkpoint: Arc<Checkpoint>,
     tokenizer: Option<Tokenizer>,
 }
@@ -30,7 +31,7 @@ impl Model {
     /// Whatever is missing, damaged or not understood, by file, tensor or field. Never touches the network.
     pub fn open(path: &str) -> Result<Self> {
         if let Some(files) = embedded::files(path) {
-            return Self::of(path.to_owned(), Checkpoint::open_memory(path, files)?);
+            return Self::of(path.to_owned(), None, Checkpoint::open_memory(path, files)?);
         }
         if path.starts_with("embedded:") {
             let reason = format!("there is no embedded model `{path}`");
@@ -38,10 +39,14 @@ impl Model {
             return Err(EngineError::model(path, reason, hint).into());
         }
         let name = Path::new(path).canonicalize().ok().and_then(|p| display_name(&p));
-        Self::of(name.unwrap_or_else(|| path.to_owned()), Checkpoint::open(Path::new(path))?)
+        Self::of(
+            name.unwrap_or_else(|| path.to_owned()),
+            Some(PathBuf::from(path)),
+            Checkpoint::open(Path::new(path))?,
+        )
     }
 
-    fn of(name: String, checkpoint: Checkpoint) -> Result<Self> {
+    fn of(name: String, path: Option<PathBuf>, checkpoint: Checkpoint) -> Result<Self> {
         let tokenizer = Tokenizer::from_assets(checkpoint.tokenizer_assets())?;
         let (vocab, eos) = (checkpoint.spec().vocab, &checkpoint.spec().eos);
         if let Some(&id) = eos.iter().find(|&&id| id as usize >= vocab) {
@@ -51,7 +56,7 @@ impl Model {
                 "the tokenizer belongs to another model",
             ));
         }
-        Ok(Self { name, checkpoint: Arc::new(checkpoint), tokenizer })
+        Ok(Self { name, path, checkpoint: Arc::new(checkpoint), tokenizer })
     }
 
     /// The same model with another chat template.
@@ -71,6 +76,11 @@ impl Model {
     /// Its name: the last part of its path, or `embedded:...`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where it was opened; `None` for an embedded model.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// What it is.

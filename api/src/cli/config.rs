@@ -41,7 +41,15 @@ impl Default for Config {
 }
 
 /// Environment variables that begin with `MEGATRON_` and are no configuration keys.
-const RESERVED: [&str; 3] = ["MEGATRON_MODELS", "MEGATRON_CONFIG", "MEGATRON_ISA"];
+const RESERVED: [&str; 7] = [
+    "MEGATRON_CONFIG",
+    "MEGATRON_HOST",
+    "MEGATRON_ISA",
+    "MEGATRON_KERNELS",
+    "MEGATRON_KERNEL_CACHE",
+    "MEGATRON_MODELS",
+    "MEGATRON_WRITE_COEFFICIENTS",
+];
 
 /// A value from a flag: key, text or typed value, and the flag's name.
 #[derive(Debug, Clone)]

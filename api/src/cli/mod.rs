@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
         }
     };
     let name = name_of(&cli.command);
-    match run(cli.command) {
+    match crate::mpi::run(|| run(cli.command), ExitCode::Success) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::Success,
         Err(error) => {
