@@ -244,47 +244,42 @@ fn model(device: &mut CpuDevice, limits: &limits::Limits) -> Outcome<()> {
         logits: device.alloc(VOCAB)?,
     };
     let start = noise(rows * HIDDEN);
-    println!("\nwhole model: best (median) | seconds in products, attention, elementwise, head");
-    for plain in if cfg!(feature = "faults") { &[false, true][..] } else { &[false] } {
-        set_plain(device, *plain);
-        let name = if *plain { "plain" } else { "tree " };
-        let mut clock = [0.0; 4];
-        let n = 7;
-        let prefill = time(n, || {
-            device.write(&mut b.x, 0, &start)?;
-            model.step(device, &mut b, (0, rows), &mut clock)
-        })?;
-        // Products of all tokens, the head of one, scores and values of what each token sees.
-        let layer = (960 + HIDDEN + 3 * INNER) * HIDDEN;
-        let flops = 2.0 * (LAYERS * layer * rows + VOCAB * HIDDEN) as f64
-            + (LAYERS * 9 * 64 * 4 * rows * (rows + 1) / 2) as f64;
-        println!(
-            "{name} prefill {rows}: {:6.1} ({:6.1}) tok/s, {:5.1} ({:5.1}) GFLOP/s, {:.0} ({:.0}) % of the limit | {:.3?}",
-            rows as f64 / prefill.0,
-            rows as f64 / prefill.1,
-            flops / prefill.0 / 1e9,
-            flops / prefill.1 / 1e9,
-            flops / prefill.0 / 1e7 / limits.gflops,
-            flops / prefill.1 / 1e7 / limits.gflops,
-            clock.map(|c| c / n as f64),
-        );
-        let mut clock = [0.0; 4];
-        let n = 21;
-        let decode = time(n, || {
-            device.write(&mut b.x, 0, &start[..HIDDEN])?;
-            model.step(device, &mut b, (rows, 1), &mut clock)
-        })?;
-        let bytes = model.bytes() as f64 / 1e9;
-        println!(
-            "{name} decode at {rows}: {:6.1} ({:6.1}) tok/s, {:5.1} ({:5.1}) GB/s, {:.0} ({:.0}) % of the limit | {:.5?}",
-            1.0 / decode.0,
-            1.0 / decode.1,
-            bytes / decode.0,
-            bytes / decode.1,
-            bytes / decode.0 / limits.read_gbs * 100.0,
-            bytes / decode.1 / limits.read_gbs * 100.0,
-            clock.map(|c| c / f64::from(n as u32)),
-        );
+    // Products of all tokens, the head of one, scores and values of what each token sees.
+    let layer = (960 + HIDDEN + 3 * INNER) * HIDDEN;
+    let flops = 2.0 * (LAYERS * layer * rows + VOCAB * HIDDEN) as f64
+        + (LAYERS * 9 * 64 * 4 * rows * (rows + 1) / 2) as f64;
+    let bytes = (model.bytes() + LAYERS * 2 * 3 * 64 * 4 * rows) as f64;
+    println!(
+        "\nwhole model, tree and plain chain in turn: best (median) | mean seconds in products, attention, elementwise, head"
+    );
+    for (name, n, at, tokens) in [("prefill of 512", 9, 0, rows), ("decode at 512", 31, rows, 1)] {
+        let (mut times, mut clocks) = ([Vec::new(), Vec::new()], [[0.0; 4]; 2]);
+        for _ in 0..n {
+            for plain in 0..if cfg!(feature = "faults") { 2 } else { 1 } {
+                set_plain(device, plain == 1);
+                device.write(&mut b.x, 0, &start[..tokens * HIDDEN])?;
+                let clock = &mut clocks[plain];
+                times[plain].push(time(1, || model.step(device, &mut b, (at, tokens), clock))?.0);
+            }
+        }
+        for (kind, (times, clock)) in ["tree", "plain"].iter().zip(times.iter_mut().zip(clocks)) {
+            times.sort_by(f64::total_cmp);
+            let (Some(best), Some(median)) = (times.first(), times.get(times.len() / 2)) else { continue };
+            let (unit, work, limit) = match tokens {
+                1 => ("GB/s, weights and cache", bytes / 1e9, limits.read_gbs),
+                _ => ("GFLOP/s", flops / 1e9, limits.gflops),
+            };
+            println!(
+                "{kind:5} {name}: {:6.1} ({:6.1}) tok/s, {:5.1} ({:5.1}) {unit}, {:.0} ({:.0}) % of the limit | {:.5?}",
+                tokens as f64 / best,
+                tokens as f64 / median,
+                work / best,
+                work / median,
+                work / best / limit * 100.0,
+                work / median / limit * 100.0,
+                clock.map(|c| c / f64::from(n)),
+            );
+        }
     }
     Ok(())
 }

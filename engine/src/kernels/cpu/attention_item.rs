@@ -4,7 +4,7 @@ use super::attention_merge::Pending;
 use super::attention_tile::{MAX_VECTORS, ScoreArgs, ValueArgs, scores, values};
 use super::kv::Layer;
 use super::plan::{Rows, Span};
-use super::simd::{Kernel, Simd, exp, join};
+use super::simd::{Kernel, Simd, exp, join, largest};
 use crate::kernels::device::AttentionArgs;
 use crate::numerics::profile::{KEY_SPLIT, ROW_LEAF};
 use crate::numerics::reference::first_visible;
@@ -209,9 +209,14 @@ impl Item<'_> {
         for i in 0..m {
             let (row, head) = self.query(i);
             let at = row * self.args.heads.width() + head * dim;
-            for (d, q) in self.qkv[at..at + dim].iter().enumerate() {
-                // SAFETY: inside the scratch buffer.
-                unsafe { *self.scratch.add(self.layout.queries() + d * self.layout.m + i) = *q };
+            let from = &self.qkv[at..at + dim];
+            // SAFETY: `[dim, m]` lies inside the scratch buffer.
+            unsafe {
+                let mut to = self.scratch.add(self.layout.queries() + i);
+                for q in from {
+                    *to = *q;
+                    to = to.add(self.layout.m);
+                }
             }
         }
     }
@@ -323,12 +328,12 @@ impl Item<'_> {
             // Slots that are not seen get a score whose exponential is zero, and adding zero changes no sum. If the
             // maximum is infinite or NaN they may give NaN, but then what is seen gives NaN too.
             (first..lo).chain(hi..last).for_each(|at| *row.add(at) = f32::NEG_INFINITY);
-            let mut tops = S::splat(f32::NEG_INFINITY);
+            let mut tops = [S::splat(f32::NEG_INFINITY); 4];
             for at in (first..last).step_by(LANES) {
-                let score = S::load(row.add(at));
-                tops = S::select_gt(score, tops, score, tops);
+                let top = &mut tops[at / LANES % 4];
+                *top = S::max(S::load(row.add(at)), *top);
             }
-            let top = S::array(tops).into_iter().fold(f32::NEG_INFINITY, f32::max);
+            let top = largest(S::array(S::max(S::max(tops[0], tops[1]), S::max(tops[2], tops[3]))));
             let mut leaves = [0.0f32; KEY_SPLIT / ROW_LEAF];
             for (leaf, sum) in leaves.iter_mut().enumerate() {
                 let mut chains = S::splat(0.0);

@@ -20,6 +20,8 @@ const TILES_PER_TASK: usize = 16;
 /// Elements of the row tiles of one task: half a megabyte, so that they stay in the second-level cache from one panel
 /// group to the next.
 const TASK_ELEMENTS: usize = 1 << 17;
+/// Tasks of a product of one row tile, for each thread.
+const TASKS_PER_THREAD: usize = 4;
 /// Products with fewer multiplications than this are done by the calling thread alone.
 const SMALL: usize = 1 << 15;
 /// Most panels of a tile.
@@ -73,8 +75,11 @@ struct Plan {
     tiles: usize,
     /// Runs of row tiles that one task takes.
     runs: usize,
-    /// Panel groups.
+    /// Panel groups; group `g` is panels `g, g + groups, g + 2 * groups, ...`, so that from one group to the next each
+    /// of a tile's memory streams goes on where it stopped.
     groups: usize,
+    /// Runs of neighbouring groups that one task takes.
+    group_runs: usize,
 }
 
 impl Plan {
@@ -87,7 +92,8 @@ impl Plan {
         // Five groups between two threads would leave one of them waiting: round up to a share for each.
         let even = if runs.is_multiple_of(threads) { 1 } else { threads };
         let groups = panels.div_ceil(wide).next_multiple_of(even).min(panels);
-        Self { rows: x.rows, inputs: weight.inputs(), panels, tiles, runs, groups }
+        let group_runs = if tiles == 1 { groups.min(threads * TASKS_PER_THREAD) } else { groups };
+        Self { rows: x.rows, inputs: weight.inputs(), panels, tiles, runs, groups, group_runs }
     }
 
     /// First row of tile `t`; rows are spread evenly over the tiles.
@@ -169,7 +175,7 @@ fn run<W: Stored>(
     let weight = Shared::new(weight.as_ptr().cast::<W>().cast_mut());
     let task = |index: usize, _: usize| {
         // All groups of one run of tiles, then the next run: the tiles stay in cache, the weights stream past them.
-        let (run, group) = (index / plan.groups, index % plan.groups);
+        let (run, groups) = (index / plan.group_runs, index % plan.group_runs);
         let part = Part::<W> {
             plan,
             x: tiles.as_ptr(),
@@ -177,21 +183,21 @@ fn run<W: Stored>(
             out: out.get(),
             outputs,
             leaf,
-            panels: (group * plan.panels / plan.groups, (group + 1) * plan.panels / plan.groups),
+            groups: (groups * plan.groups / plan.group_runs, (groups + 1) * plan.groups / plan.group_runs),
             tiles: (run * plan.tiles / plan.runs, (run + 1) * plan.tiles / plan.runs),
         };
-        // SAFETY: parts write disjoint rectangles of `out`, whose size `linear` asserted, and read `tiles` and
+        // SAFETY: parts write disjoint parts of `out`, whose size `linear` asserted, and read `tiles` and
         // the packed weight inside their sizes, which the plan was made from.
         unsafe { isa.run(part) }
     };
-    let tasks = plan.groups * plan.runs;
+    let tasks = plan.group_runs * plan.runs;
     if plan.rows * plan.inputs * outputs < SMALL {
         return pool.run(1, &|_, thread| (0..tasks).for_each(|index| task(index, thread)));
     }
     pool.run(tasks, &task)
 }
 
-/// A rectangle of the output: some panels, some row tiles.
+/// A part of the output: some panel groups, some row tiles.
 struct Part<'a, W> {
     plan: &'a Plan,
     x: *const f32,
@@ -199,7 +205,7 @@ struct Part<'a, W> {
     out: *mut f32,
     outputs: usize,
     leaf: usize,
-    panels: (usize, usize),
+    groups: (usize, usize),
     tiles: (usize, usize),
 }
 
@@ -208,24 +214,37 @@ impl<W: Stored> Kernel for Part<'_, W> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (first, last) = self.panels;
-        let panel = self.plan.inputs * PANEL;
-        for t in self.tiles.0..self.tiles.1 {
-            let (lo, hi) = (self.plan.row(t), self.plan.row(t + 1));
-            // SAFETY: by the caller; row `lo` and panel `first` exist.
-            unsafe {
-                let args = TileArgs {
-                    x: self.x.add(lo * self.plan.inputs),
-                    weight: self.weight.add(first * panel),
-                    panel,
-                    inputs: self.plan.inputs,
-                    leaf: self.leaf,
-                    out: self.out.add(lo * self.outputs + first * PANEL),
-                    stride: self.outputs,
-                    lanes: (self.outputs - (last - 1) * PANEL).min(PANEL),
-                };
-                S::rows(hi - lo, ByPanels { args, panels: last - first });
+        for group in self.groups.0..self.groups.1 {
+            for t in self.tiles.0..self.tiles.1 {
+                // SAFETY: by the caller.
+                unsafe { self.tile::<S>(group, t) };
             }
+        }
+    }
+}
+
+impl<W: Stored> Part<'_, W> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(&self, group: usize, t: usize) {
+        let plan = self.plan;
+        let (lo, hi) = (plan.row(t), plan.row(t + 1));
+        let panels = (plan.panels - group).div_ceil(plan.groups);
+        let last = group + (panels - 1) * plan.groups;
+        let panel = plan.inputs * PANEL;
+        // SAFETY: by the caller; row `lo` and the panels of the group exist.
+        unsafe {
+            let args = TileArgs {
+                x: self.x.add(lo * plan.inputs),
+                weight: self.weight.add(group * panel),
+                panel: plan.groups * panel,
+                inputs: plan.inputs,
+                leaf: self.leaf,
+                out: self.out.add(lo * self.outputs + group * PANEL),
+                stride: self.outputs,
+                panel_stride: plan.groups * PANEL,
+                lanes: (self.outputs - last * PANEL).min(PANEL),
+            };
+            S::rows(hi - lo, ByPanels { args, panels });
         }
     }
 }

@@ -9,9 +9,9 @@ use std::mem::MaybeUninit;
 pub struct TileArgs<W> {
     /// Activations `[inputs][M]`.
     pub x: *const f32,
-    /// First panel `[inputs][16]`; the others follow `panel` elements apart.
+    /// First panel `[inputs][16]`; the others follow, their starts `panel` elements apart.
     pub weight: *const W,
-    /// Elements of one panel.
+    /// Elements from one panel to the next.
     pub panel: usize,
     /// Length of the sum.
     pub inputs: usize,
@@ -21,6 +21,8 @@ pub struct TileArgs<W> {
     pub out: *mut f32,
     /// Elements from one output row to the next.
     pub stride: usize,
+    /// Elements from one panel's outputs to the next panel's.
+    pub panel_stride: usize,
     /// Outputs that exist in the last panel, `1..=16`.
     pub lanes: usize,
 }
@@ -77,7 +79,7 @@ impl<W: Stored, const M: usize, const P: usize> Kernel for Tile<W, M, P> {
                     level += 1;
                 }
                 if last {
-                    store::<S, M, P>(&sums, args.out, args.stride, args.lanes);
+                    store::<S, W, M, P>(&sums, &args);
                 } else {
                     pending.add(level).write(sums);
                 }
@@ -130,17 +132,13 @@ unsafe fn add<S: Simd, const M: usize, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn store<S: Simd, const M: usize, const P: usize>(
-    sums: &Sums<S::V, M, P>,
-    out: *mut f32,
-    stride: usize,
-    lanes: usize,
-) {
+unsafe fn store<S: Simd, W, const M: usize, const P: usize>(sums: &Sums<S::V, M, P>, args: &TileArgs<W>) {
+    let lanes = args.lanes;
     for (i, row) in sums.iter().enumerate() {
         for (p, sum) in row.iter().enumerate() {
             // SAFETY: row `i` and panel `p` of the output exist, the last panel has `lanes` outputs.
             unsafe {
-                let to = out.add(i * stride + p * PANEL);
+                let to = args.out.add(i * args.stride + p * args.panel_stride);
                 if p + 1 < P || lanes == PANEL { S::store(to, *sum) } else { S::store_part(to, *sum, lanes) }
             }
         }

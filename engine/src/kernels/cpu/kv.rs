@@ -1,5 +1,6 @@
-//! KV storage: one lazily committed mapping. Of each block, keys are stored `[kv_head][head_dim][slot]` (lanes run over
-//! keys when scores are computed) and values `[kv_head][slot][head_dim]` (lanes run over the head).
+//! KV storage: one lazily committed mapping. The layers of a block lie side by side. Of each, keys are stored
+//! `[kv_head][head_dim][slot]` (lanes run over keys when scores are computed) and values `[kv_head][slot][head_dim]`
+//! (lanes run over the head).
 
 use super::memory::{Memory, Shared};
 use super::plan::Rows;
@@ -30,7 +31,7 @@ impl KvStore {
         if !shape.block_size.is_power_of_two() {
             return Err(EngineError::internal(format!("KV blocks of {} tokens", shape.block_size)));
         }
-        // No huge pages: a block in use would commit its neighbours.
+        // No huge pages: the first token of a block would wait for megabytes to be zeroed.
         Ok(Self { shape, memory: Memory::zeroed(bytes, false)? })
     }
 
@@ -70,9 +71,9 @@ impl KvStore {
 
     /// Where the blocks of one layer lie.
     pub fn layer(&self, layer: usize) -> Layer {
-        let KvShape { kv_heads, head_dim, block_size, blocks, .. } = self.shape;
+        let KvShape { kv_heads, head_dim, block_size, layers, .. } = self.shape;
         let head = head_dim * block_size;
-        Layer { start: layer * blocks * 2 * kv_heads * head, head, kv_heads }
+        Layer { start: layer * 2 * kv_heads * head, block: layers * 2 * kv_heads * head, head, kv_heads }
     }
 }
 
@@ -80,6 +81,8 @@ impl KvStore {
 #[derive(Clone, Copy)]
 pub struct Layer {
     start: usize,
+    /// Elements of one block, all layers.
+    block: usize,
     /// Elements of one head of one block, keys or values.
     head: usize,
     kv_heads: usize,
@@ -89,7 +92,7 @@ impl Layer {
     /// First key element of `head` in `block`.
     #[inline(always)]
     pub fn keys(&self, block: usize, head: usize) -> usize {
-        self.start + (block * 2 * self.kv_heads + head) * self.head
+        self.start + block * self.block + head * self.head
     }
 
     /// First value element of `head` in `block`.

@@ -115,7 +115,7 @@ pub unsafe fn max<S: Simd>(x: &[f32]) -> (f32, bool) {
         let mut mark = S::splat(0.0);
         for group in groups {
             let x = S::load(group.as_ptr());
-            top = S::select_gt(x, top, x, top);
+            top = S::max(x, top);
             mark = S::fma(x, S::splat(0.0), mark);
         }
         (S::array(top), S::array(mark))

@@ -48,6 +48,12 @@ pub trait Simd: Copy + 'static {
     unsafe fn fms(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `if a > b { x } else { y }`; a NaN compares false.
     unsafe fn select_gt(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// `if a > b { a } else { b }`; a NaN in `a` is passed over.
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: lane-wise arithmetic.
+        unsafe { Self::select_gt(a, b, a, b) }
+    }
     /// `y * 2^(n >> 1) * 2^(n - (n >> 1))` for integral `n`; anything for other `n`.
     unsafe fn scale2(y: Self::V, n: Self::V) -> Self::V;
 
@@ -141,6 +147,19 @@ pub fn join(mut chains: [f32; 16]) -> f32 {
         }
     }
     chains[0]
+}
+
+/// The largest lane; NaN lanes are passed over, `-inf` if all are NaN.
+#[inline(always)]
+pub fn largest(mut lanes: [f32; 16]) -> f32 {
+    let mut width = 16;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
+        }
+    }
+    lanes[0]
 }
 
 /// `math::exp` in every lane.

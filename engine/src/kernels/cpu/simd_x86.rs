@@ -126,6 +126,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { (_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
     unsafe fn scale2(y: Self::V, n: Self::V) -> Self::V {
         unsafe { (scale2_avx2(y.0, n.0), scale2_avx2(y.1, n.1)) }
     }
@@ -245,6 +250,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn select_gt(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { _mm512_max_ps(a, b) }
     }
 
     #[inline(always)]
