@@ -114,6 +114,14 @@ fn findings(expected: &Side, actual: &Side, rules: &Rules) -> CellFinding {
     judge(&requirement, cases, &Witnesses::new())
 }
 
+/// Compares two results files; the second is on trial.
+pub fn between(expected: &Path, actual: &Path, logprob: f32) -> Result<CellFinding> {
+    let (mut expected, mut actual) = (side(expected)?, side(actual)?);
+    level(&mut expected, &mut actual);
+    let bound = Bound { logprob, reason: "stated by the caller".into(), origin: "the caller".into() };
+    Ok(findings(&expected, &actual, &Rules { bound, logprobs: true }))
+}
+
 /// `parity compare`.
 pub fn compare(args: &CompareArgs) -> Result<Exit> {
     let bound = Bound { logprob: args.bound, reason: args.reason.clone(), origin: "command line".into() };

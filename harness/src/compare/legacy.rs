@@ -126,7 +126,14 @@ fn one(
             }
             Ok(())
         }
-        "logprobs" => logprobs(id, expected, actual, vacuous),
+        "logprobs" => {
+            let length = |key: &str| golden.get(key).and_then(Value::as_array).map(Vec::len);
+            if length("generated_logprobs") == Some(0) && length("generated_tokens") > Some(0) {
+                let all = length("logprobs").unwrap_or(0);
+                vacuous.push(format!("request {id}: {all} logprobs, none of a generated token"));
+            }
+            logprobs(id, expected, actual, vacuous)
+        }
         "generated_text" => text(id, expected, actual, vacuous),
         _ => routing(id, golden, current),
     }

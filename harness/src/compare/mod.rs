@@ -18,4 +18,6 @@ pub use verdict::{CaseFinding, Compared, Place, Relation, Verdict};
 pub use witness::{Demand, Witnesses};
 
 #[cfg(test)]
+mod legacy_tests;
+#[cfg(test)]
 mod tests;

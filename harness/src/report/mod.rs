@@ -6,3 +6,6 @@ pub mod html;
 pub mod junit;
 pub mod progress;
 pub mod terminal;
+
+#[cfg(test)]
+mod tests;
