@@ -147,7 +147,8 @@ fn genuine_files_agree_with_the_goldens_but_for_the_known_defect() {
         assert_eq!(side.details.get("dtype").map(String::as_str), Some("f32"), "{name}");
         let golden = path.parent().unwrap().with_file_name(format!("{}.json", side.suite));
         let finding = crate::cli::compare::between(&golden, &path, 1.0e-3).unwrap();
-        let defect = DEFECTS.iter().find(|(file, _)| name.ends_with(file)).map_or(&[][..], |(_, cases)| cases);
+        let defect =
+            DEFECTS.iter().find(|(file, _)| name.ends_with(file)).map_or(&[][..], |(_, cases)| cases);
         defects_seen += defect.len();
         for case in &finding.cases {
             let expected = if defect.contains(&case.case.as_str()) {
@@ -169,5 +170,10 @@ fn the_legacy_comparer_passes_the_defect() {
     let metrics: Vec<String> = ["generated_tokens", "logprobs"].map(str::to_owned).to_vec();
     let outcome = compare(&file, &file, &metrics);
     assert_eq!(outcome.verdict, LegacyVerdict::Pass);
-    assert!(outcome.vacuous.iter().any(|line| line.contains("request 7: 148 logprobs, none of a generated token")));
+    assert!(
+        outcome
+            .vacuous
+            .iter()
+            .any(|line| line.contains("request 7: 148 logprobs, none of a generated token"))
+    );
 }

@@ -1,4 +1,5 @@
-//! The innermost door: `DynamicInferenceEngine`, its requests added and its steps taken by hand.
+//! The innermost door: `DynamicInferenceEngine`, its requests added and its steps taken by hand. A layout with several
+//! replicas has one engine for each; a case always goes to the same one, so that its twin finds its prefix there.
 
 use crate::compare::Witnesses;
 use crate::compare::near_tie::Forced;
@@ -21,9 +22,9 @@ const STEPS_BETWEEN: u64 = 3;
 /// Steps after which a run is surely stuck.
 const MOST_STEPS: u64 = 1_000_000;
 
-/// One engine of one replica, worked by hand.
+/// One engine for each replica, worked by hand.
 pub(crate) struct EngineDoor {
-    engine: DynamicInferenceEngine,
+    engines: Vec<DynamicInferenceEngine>,
     name: String,
 }
 
@@ -31,29 +32,22 @@ impl EngineDoor {
     /// Starts the ranks and the engine.
     pub fn new(plan: Plan) -> Result<Self> {
         let layout = plan.cell.layout;
-        if layout.replicas() != 1 {
-            return Err(HarnessError::subject(
-                "our engine",
-                format!("layout {layout} has several replicas, and this door works one engine"),
-                "go through a front door that routes between replicas",
-            ));
-        }
         let device: DeviceKind = plan.cell.device.parse().map_err(refused)?;
         let spec = plan.checkpoint.spec();
         let (eos, max_positions) = (spec.eos.clone(), spec.max_positions);
         let deployment = Deployment::new(plan.checkpoint, plan.config, layout.0).map_err(refused)?;
         let facts = ModelFacts { eos, max_positions, num_blocks: deployment.blocks().map_err(refused)? };
-        let executor = executors(&deployment, device).map_err(refused)?.pop();
-        let none = || HarnessError::subject("our engine", "the deployment has no replica", "report this");
-        let engine = DynamicInferenceEngine::new(executor.ok_or_else(none)?, &deployment.config, &facts);
-        Ok(Self { engine: engine.map_err(refused)?, name: format!("engine {layout} on {device}") })
+        let engine = |executor| DynamicInferenceEngine::new(executor, &deployment.config, &facts);
+        let executors = executors(&deployment, device).map_err(refused)?;
+        let engines = executors.into_iter().map(engine).collect::<engine::Result<Vec<_>>>();
+        Ok(Self { engines: engines.map_err(refused)?, name: format!("engine {layout} on {device}") })
     }
 
     /// Runs questions to their end, adding them as the arrival plan says.
     fn run(&mut self, ask: &Ask<'_>, questions: Vec<Question>) -> Result<Vec<(usize, Said)>> {
         let mut waiting: VecDeque<Question> = questions.into();
-        let mut running: BTreeMap<u64, usize> = BTreeMap::new();
-        let mut streamed: BTreeMap<u64, (Vec<u32>, Vec<f32>)> = BTreeMap::new();
+        let mut running: BTreeMap<(usize, u64), usize> = BTreeMap::new();
+        let mut streamed: BTreeMap<(usize, u64), (Vec<u32>, Vec<f32>)> = BTreeMap::new();
         let mut said = Vec::new();
         let (mut seen, mut suspended) = (0, ask.feature.suspend.is_none());
         let mut report = StepReport::default();
@@ -64,27 +58,34 @@ impl EngineDoor {
                 Arrival::Concurrent => usize::from(running.is_empty() || step.is_multiple_of(STEPS_BETWEEN)),
             };
             for question in waiting.drain(..arrive.min(waiting.len())) {
-                running.insert(self.engine.add_request(question.spec()).map_err(refused)?, question.case);
+                let replica = question.case % self.engines.len();
+                let id = self.engines[replica].add_request(question.spec()).map_err(refused)?;
+                running.insert((replica, id), question.case);
             }
             if running.is_empty() {
                 return Ok(said);
             }
-            self.engine.step_into(&mut report).map_err(refused)?;
-            for update in &report.updates {
-                let (tokens, logprobs) = streamed.entry(update.request).or_default();
-                tokens.extend_from_slice(report.tokens(update));
-                logprobs.extend_from_slice(report.logprobs(update));
-                seen += report.tokens(update).len();
-            }
-            for output in report.finished.drain(..) {
-                let Some(case) = running.remove(&output.id) else { continue };
-                let stream = streamed.remove(&output.id).filter(|_| ask.feature.stream);
-                said.push((case, said_of(output, stream)));
+            for (replica, engine) in self.engines.iter_mut().enumerate() {
+                engine.step_into(&mut report).map_err(refused)?;
+                for update in &report.updates {
+                    let (tokens, logprobs) = streamed.entry((replica, update.request)).or_default();
+                    tokens.extend_from_slice(report.tokens(update));
+                    logprobs.extend_from_slice(report.logprobs(update));
+                    seen += report.tokens(update).len();
+                }
+                for output in report.finished.drain(..) {
+                    let key = (replica, output.id);
+                    let Some(case) = running.remove(&key) else { continue };
+                    let stream = streamed.remove(&key).filter(|_| ask.feature.stream);
+                    said.push((case, said_of(output, stream)));
+                }
             }
             if !suspended && ask.feature.suspend.is_some_and(|suspend| seen >= suspend.after_tokens) {
                 suspended = true;
-                self.engine.suspend().map_err(refused)?;
-                self.engine.resume().map_err(refused)?;
+                for engine in &mut self.engines {
+                    engine.suspend().map_err(refused)?;
+                    engine.resume().map_err(refused)?;
+                }
             }
         }
         Err(HarnessError::subject(
@@ -111,18 +112,24 @@ impl Subject for EngineDoor {
 
     fn answer(&mut self, ask: &Ask<'_>) -> Result<Answered> {
         // Counters and caches start afresh: what is witnessed belongs to this cell.
-        self.engine.reset().map_err(refused)?;
-        let before = self.engine.witness().executor.rank_steps;
+        let mut before = Vec::new();
+        for engine in &mut self.engines {
+            engine.reset().map_err(refused)?;
+            before.push(engine.witness().executor.rank_steps);
+        }
         let said = self.run(ask, question::questions(ask))?;
         let mut witnesses = Witnesses::new();
-        question::add_witness(&mut witnesses, &self.engine.witness(), &before);
+        for (engine, before) in self.engines.iter().zip(&before) {
+            question::add_witness(&mut witnesses, &engine.witness(), before);
+        }
         Ok(Answered { answers: question::answers(ask, said), witnesses })
     }
 
     fn force(&mut self, case: &GoldenCase) -> std::result::Result<Forced, String> {
-        self.engine.reset().map_err(|error| error.to_string())?;
+        let engine = self.engines.first_mut().ok_or("the deployment has no replica")?;
+        engine.reset().map_err(|error| error.to_string())?;
         let spec = question::forced_question(case).spec();
-        let output = self.engine.generate(vec![spec]).map_err(|error| error.to_string())?.pop();
+        let output = engine.generate(vec![spec]).map_err(|error| error.to_string())?.pop();
         let output = output.ok_or("no answer to the forced prompt")?;
         let scores = Scores {
             prompt: output.prompt_logprobs.unwrap_or_default(),
