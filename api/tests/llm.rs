@@ -1,5 +1,7 @@
 //! Both façades in direct mode, on the embedded model.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests: a failure here is the test's")]
+
 use api::{Builder, MegatronAsyncLLM, MegatronLLM, Model, Prompt, SamplingParams, StreamEvent};
 use engine::config::InferenceConfig;
 use engine::request::FinishReason;

@@ -1,5 +1,6 @@
 //! However a request is served, its logits have the same bits: property tests over layout, threads, instruction set,
 //! block size, chunks, prefix caching, eviction and arrivals, on real models. Every property has a twin that must fail.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is the test's failure")]
 
 use engine::config::PrefixEviction;
 use engine::kernels::cpu::Isa;

@@ -1,5 +1,6 @@
 //! Every layout gives the bits of one rank: one test for each (model, layout), on threads, compared logit by logit at
 //! every step, and with the golden's tokens.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is the test's failure")]
 
 use engine::parallel::layout::Layout;
 use engine::step::deploy::{DeviceKind, executors};

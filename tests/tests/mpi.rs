@@ -1,6 +1,7 @@
 //! Ranks as MPI processes give what ranks as threads give, and a rank that fails leaves neither a hang nor an orphan.
 //!
 //! Each test starts this very binary under `mpirun`, once per rank, with `MPI_CASE` set; the child's part is at the end.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is the test's failure")]
 #![cfg(feature = "mpi")]
 
 use engine::parallel::comm::mpi::Mpi;

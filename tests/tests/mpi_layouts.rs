@@ -1,4 +1,5 @@
 //! Layouts over MPI, one process for each rank: every layout of 2, 3, 4 and 8 ranks has the bits of one rank.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is the test's failure")]
 #![cfg(feature = "mpi")]
 
 use std::process::Command;

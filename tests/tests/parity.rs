@@ -1,5 +1,6 @@
 //! Every cell of `goldens/matrix/pr.yaml` is one test with the cell's own id, so that nextest filters, groups, shards and
 //! reruns cells. A matrix that cannot be read is a failing test, not a failing test program: listing must work.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is the test's failure")]
 
 use harness::golden::Store;
 use harness::matrix::{Cell, Matrix};

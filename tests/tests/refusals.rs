@@ -60,7 +60,7 @@ const CONFIGURATION: &[Case] = &[
     (
         &["generate", "--prompt", "x", "--set", "engine.max_sequence_length=9999"],
         2,
-        "cannot generate: configuration field `max_sequence_length`: 9999 is more than the 512 positions of the model",
+        "cannot generate: configuration field `max_sequence_length`: 9999 exceeds the 512 positions of the model",
         "use at most 512",
     ),
     (

@@ -1,4 +1,5 @@
 //! House rules that no compiler checks: file sizes, direction of imports, marks of unfinished work, a true map.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is the test's failure")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

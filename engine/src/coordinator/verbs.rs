@@ -170,9 +170,8 @@ impl DataParallelInferenceCoordinator {
         let change = Change::begin(&self.inner, Verb::UpdateWeights)?;
         let links = self.inner.fleet.links(false);
         let executors = links.iter().map(|(index, _)| make(*index)).collect::<Result<Vec<_>>>()?;
-        let update = |((index, link), executor): (&(usize, Arc<dyn ReplicaLink>), Box<dyn Executor>)| {
-            (*index, link.update_weights(executor, version))
-        };
+        type Target<'a> = (&'a (usize, Arc<dyn ReplicaLink>), Box<dyn Executor>);
+        let update = |((index, link), executor): Target<'_>| (*index, link.update_weights(executor, version));
         let results = links.iter().zip(executors).map(update).collect();
         self.inner.judge(Verb::UpdateWeights, results)?;
         self.inner.fleet.clear_prefixes();

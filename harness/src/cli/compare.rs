@@ -69,7 +69,9 @@ fn side(file: &Path) -> Result<Side> {
 fn without_end(tokens: &mut Vec<u32>, logprobs: Option<&mut Vec<f32>>, ends: &[u32]) {
     if tokens.last().is_some_and(|last| ends.contains(last)) {
         tokens.pop();
-        logprobs.map(|values| values.truncate(tokens.len()));
+        if let Some(values) = logprobs {
+            values.truncate(tokens.len());
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub struct Rules {
 pub type Forcer<'a> = dyn FnMut(&GoldenCase) -> Result<Forced, String> + 'a;
 
 /// The parts of an answer that can be compared, or the finding that there are none.
+#[expect(clippy::result_large_err, reason = "the finding is the result of the case, made once and kept")]
 fn parts<'a>(case: &str, answer: Option<&'a Answer>) -> Result<(&'a [u32], Option<&'a [f32]>), CaseFinding> {
     let finding = CaseFinding::new(case, Verdict::NotRun);
     let Some(answer) = answer else {

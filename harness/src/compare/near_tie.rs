@@ -64,10 +64,9 @@ pub fn prove(
         return Err(Refusal { at: None, why: format!("teacher forcing covered {n} of {m} tokens") });
     }
     let mut proof = Proof { ties: Vec::new(), max_logprob_difference: 0.0 };
-    for i in 0..tokens.len() {
+    for (i, golden_token) in tokens.iter().enumerate() {
         let difference = (forced.logprobs[i] - golden.logprobs[i]).abs();
-        // Written so that NaN fails.
-        if !(difference <= bound.logprob) {
+        if difference.is_nan() || difference > bound.logprob {
             let why = format!(
                 "teacher-forced log-probability {} is {difference} away from the golden's {}",
                 forced.logprobs[i], golden.logprobs[i]
@@ -75,7 +74,7 @@ pub fn prove(
             return Err(Refusal { at: Some(i), why });
         }
         proof.max_logprob_difference = proof.max_logprob_difference.max(difference);
-        if forced.best[i] != tokens[i] {
+        if forced.best[i] != *golden_token {
             is_tie(golden, i, forced.best[i], bound).map_err(|why| Refusal { at: Some(i), why })?;
             proof.ties.push(i);
         }

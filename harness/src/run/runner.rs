@@ -57,7 +57,7 @@ struct Group<'a> {
 
 /// What a worker hands over: an event for the sinks, or an anchor's answers for the other workers.
 enum Told {
-    Event(Event),
+    Event(Box<Event>),
     Anchor(String, std::result::Result<Vec<Answer>, String>),
 }
 
@@ -93,7 +93,7 @@ pub fn run(
     })?;
     pool(&shared, &groups(&shared, cells.iter()), &anchors, &mut |told| {
         let Told::Event(event) = told else { return Ok(()) };
-        if let Event::CellFinished { result } = &event {
+        if let Event::CellFinished { result } = event.as_ref() {
             summary.add(result);
         }
         tell(sinks, &event)
@@ -170,7 +170,9 @@ fn work(shared: &Shared<'_>, group: &Group<'_>, anchors: &Anchors, sender: &Sync
     let mut subject = match built {
         Ok(subject) => {
             let (info, millis) = (subject.info(), millis(start));
-            sender.send(Told::Event(Event::SubjectReady { group: group.key.clone(), info, millis })).ok()?;
+            sender
+                .send(Told::Event(Box::new(Event::SubjectReady { group: group.key.clone(), info, millis })))
+                .ok()?;
             Ok(subject)
         }
         Err(why) => Err(why),
@@ -186,13 +188,13 @@ fn work(shared: &Shared<'_>, group: &Group<'_>, anchors: &Anchors, sender: &Sync
             let why = answered.as_ref().err().cloned().unwrap_or_default();
             let (id, millis) = (cell.id.clone(), millis(start));
             let event = Event::AnchorFinished { id: id.clone(), answers_sha256: digest, why, millis };
-            sender.send(Told::Event(event)).ok()?;
+            sender.send(Told::Event(Box::new(event))).ok()?;
             sender.send(Told::Anchor(id, answered)).ok()?;
             continue;
         }
-        sender.send(Told::Event(Event::CellStarted { id: cell.id.clone() })).ok()?;
+        sender.send(Told::Event(Box::new(Event::CellStarted { id: cell.id.clone() }))).ok()?;
         let result = Box::new(run_cell(shared, cell, &mut subject, anchors));
-        sender.send(Told::Event(Event::CellFinished { result })).ok()?;
+        sender.send(Told::Event(Box::new(Event::CellFinished { result }))).ok()?;
     }
     Some(())
 }

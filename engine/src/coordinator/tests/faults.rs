@@ -105,9 +105,9 @@ fn plans(seed: u64) -> [FaultPlan; 3] {
         let rate = |shift: u32| if dice >> shift & 1 == 0 { 0 } else { (dice >> (shift + 1)) % 150 };
         FaultPlan {
             seed: dice,
-            kill_at: (dice % 3 == 0).then_some((dice >> 8) % 30),
-            hang_at: (dice % 3 == 1 && seed % 4 == 0).then_some((dice >> 8) % 30),
-            slow: ((dice >> 14) % 5 == 0).then_some(Duration::from_millis(1)),
+            kill_at: dice.is_multiple_of(3).then_some((dice >> 8) % 30),
+            hang_at: (dice % 3 == 1 && seed.is_multiple_of(4)).then_some((dice >> 8) % 30),
+            slow: (dice >> 14).is_multiple_of(5).then_some(Duration::from_millis(1)),
             drop: rate(16),
             duplicate: rate(26),
             reorder: rate(36),
@@ -187,7 +187,8 @@ async fn next(attempt: &mut dyn Attempt) -> Option<super::super::link::Report> {
 
 #[test]
 fn without_journal_and_seal_every_kind_of_fault_shows() {
-    let kinds: [(&str, fn(u64) -> FaultPlan); 5] = [
+    type Kind = (&'static str, fn(u64) -> FaultPlan);
+    let kinds: [Kind; 5] = [
         ("kill", |seed| FaultPlan { kill_at: Some(2), seed, ..FaultPlan::default() }),
         ("drop", |seed| FaultPlan { drop: 400, seed, ..FaultPlan::default() }),
         ("duplicate", |seed| FaultPlan { duplicate: 400, seed, ..FaultPlan::default() }),

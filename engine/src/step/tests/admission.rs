@@ -28,6 +28,7 @@ fn resumed(tokens: &[u32], params: SamplingParams) -> RequestSpec {
 }
 
 /// What is asked, whether prompts may be split, and the refusal.
+#[expect(clippy::too_many_lines, reason = "a table: one row for each refusal")]
 fn refusals() -> Vec<(RequestSpec, bool, &'static str)> {
     let p = |change: fn(&mut SamplingParams)| spec(&[1], with(change));
     let len = |len: usize, params| spec(&vec![1; len], params);
