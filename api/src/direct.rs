@@ -12,6 +12,7 @@ use engine::parallel::layout::Layout;
 use engine::request::RequestSpec;
 use engine::step::DynamicInferenceEngine;
 use engine::step::deploy::{DeviceKind, executors};
+use engine::step::job;
 use engine::step::rank::Deployment;
 use engine::step::service::{EngineHandle, EngineState, RequestStream, Update};
 use futures::future::{BoxFuture, ready};
@@ -69,13 +70,12 @@ pub(crate) fn start(
     layout: Layout,
     device: DeviceKind,
 ) -> Result<Direct> {
-    let (deployment, executors) = match crate::mpi::executors(model, config, layout, device)? {
-        Some(started) => started,
-        None => {
-            let deployment = Deployment::new(Arc::clone(model.checkpoint()), config.clone(), layout)?;
-            let started = executors(&deployment, device)?;
-            (deployment, started)
-        }
+    let mut deployment = Deployment::new(Arc::clone(model.checkpoint()), config.clone(), layout)?;
+    let executors = if job::size().is_some() {
+        deployment.source = Some(model.source());
+        job::executors(&deployment, device)?
+    } else {
+        executors(&deployment, device)?
     };
     let facts = deployment.facts()?;
     let deadline = Duration::from_millis(config.rank_deadline_ms);

@@ -29,7 +29,6 @@ pub mod embedded;
 pub mod error;
 pub mod llm;
 pub mod model;
-mod mpi;
 pub mod output;
 pub mod params;
 pub mod prompt;

@@ -3,7 +3,6 @@
 use crate::embedded;
 use crate::error::{ApiError, Result};
 use crate::text::{ChatTemplate, Tokenizer};
-use engine::error::EngineError;
 use engine::model::checkpoint::Checkpoint;
 use engine::model::spec::ModelSpec;
 use std::path::{Path, PathBuf};
@@ -30,20 +29,12 @@ impl Model {
     /// # Errors
     /// Whatever is missing, damaged or not understood, by file, tensor or field. Never touches the network.
     pub fn open(path: &str) -> Result<Self> {
-        if let Some(files) = embedded::files(path) {
-            return Self::of(path.to_owned(), None, Checkpoint::open_memory(path, files)?);
-        }
+        let checkpoint = embedded::open(Path::new(path))?;
         if path.starts_with("embedded:") {
-            let reason = format!("there is no embedded model `{path}`");
-            let hint = format!("embedded models: {}", embedded::NAMES.join(", "));
-            return Err(EngineError::model(path, reason, hint).into());
+            return Self::of(path.to_owned(), None, checkpoint);
         }
         let name = Path::new(path).canonicalize().ok().and_then(|p| display_name(&p));
-        Self::of(
-            name.unwrap_or_else(|| path.to_owned()),
-            Some(PathBuf::from(path)),
-            Checkpoint::open(Path::new(path))?,
-        )
+        Self::of(name.unwrap_or_else(|| path.to_owned()), Some(PathBuf::from(path)), checkpoint)
     }
 
     fn of(name: String, path: Option<PathBuf>, checkpoint: Checkpoint) -> Result<Self> {
@@ -81,6 +72,11 @@ impl Model {
     /// Where it was opened; `None` for an embedded model.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// What another process opens to get the same model: its path, or the name of an embedded one.
+    pub(crate) fn source(&self) -> PathBuf {
+        self.path.clone().unwrap_or_else(|| PathBuf::from(&self.name))
     }
 
     /// What it is.

@@ -83,6 +83,14 @@ pub enum HarnessError {
     },
 }
 
+impl From<engine::EngineError> for HarnessError {
+    /// Our engine, as a subject that cannot answer.
+    fn from(error: engine::EngineError) -> Self {
+        let hint = error.hint().unwrap_or("none").to_owned();
+        Self::subject("our engine", error, hint)
+    }
+}
+
 impl HarnessError {
     /// A file that cannot be read or written.
     pub fn file(file: impl Into<PathBuf>, reason: impl ToString) -> Self {

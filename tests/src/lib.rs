@@ -3,6 +3,7 @@
 pub mod drive;
 pub mod layouts;
 pub mod models;
+pub mod mpirun;
 pub mod record;
 pub mod scenario;
 pub mod suite;

@@ -83,21 +83,10 @@ fn mpirun(ranks: usize, case: &str, layout: &str) -> Output {
 fn mpirun_with(flags: &[&str], ranks: usize, case: &str, layout: &str) -> Output {
     let started = Instant::now();
     let binary = std::env::current_exe().unwrap();
-    let output = Command::new("timeout")
-        .args(["--kill-after=5", &END.as_secs().to_string(), "mpirun"])
-        .args(flags)
-        .args(["-n", &ranks.to_string()])
-        .arg(binary)
+    let output = tests::mpirun::command(flags, ranks, &binary, END)
         .args(["child_of_mpirun", "--exact", "--nocapture", "--test-threads=1"])
         .env("MPI_CASE", case)
         .env("MPI_LAYOUT", layout)
-        .envs([
-            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-            ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
-            ("OMPI_MCA_mpi_yield_when_idle", "1"),
-            ("OMPI_MCA_hwloc_base_binding_policy", "none"),
-        ])
         .output()
         .expect("mpirun (Debian: openmpi-bin) must be installed for tests with feature mpi");
     assert!(started.elapsed() < END, "{case}: the job did not end by itself: {}", text(&output));

@@ -2,16 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is the test's failure")]
 #![cfg(feature = "mpi")]
 
-use std::process::Command;
+use std::path::Path;
+use std::time::Duration;
+
+/// A job that takes longer hangs, even on a machine that does much else.
+const LONGEST: Duration = Duration::from_secs(280);
 
 /// Runs the layouts of `ranks` processes; the program compares, this counts what it compared.
 fn layouts_of(ranks: usize, at_least: usize) {
-    let output = Command::new("mpirun")
-        .args(["--oversubscribe", "-n", &ranks.to_string(), env!("CARGO_BIN_EXE_mpi_layouts")])
-        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        .env("OMPI_MCA_mpi_yield_when_idle", "1")
-        .env("OMPI_MCA_hwloc_base_binding_policy", "none")
+    let program = Path::new(env!("CARGO_BIN_EXE_mpi_layouts"));
+    let output = tests::mpirun::command(&[], ranks, program, LONGEST)
         .output()
         .unwrap_or_else(|e| panic!("mpirun does not start: {e}\nhint: ci/setup installs Open MPI"));
     let text = String::from_utf8_lossy(&output.stdout);

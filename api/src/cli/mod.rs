@@ -12,12 +12,14 @@ mod roofline;
 mod tokens;
 
 use crate::builder::Builder;
+use crate::embedded;
 use crate::error::{ApiError, Result};
 use crate::llm::MegatronLLM;
 use crate::model::Model;
 use args::{Cli, Command, Common, Sampling};
 use clap::{CommandFactory, Parser};
 use config::Resolved;
+use engine::step::job;
 use exit::ExitCode;
 use std::io::{Read, Write};
 
@@ -27,13 +29,15 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             let code = if e.use_stderr() { ExitCode::Usage } else { ExitCode::Success };
-            // A broken pipe while printing help is nobody's error.
-            let _ = e.print();
+            if job::speaks() {
+                // A broken pipe while printing help is nobody's error.
+                let _ = e.print();
+            }
             return code;
         }
     };
     let name = name_of(&cli.command);
-    match crate::mpi::run(|| run(cli.command), ExitCode::Success) {
+    match job::run(embedded::open, || run(cli.command), ExitCode::Success) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::Success,
         Err(error) => {

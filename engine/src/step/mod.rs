@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod controller;
 pub mod deploy;
 pub mod engine;
+pub mod job;
 pub mod lifecycle;
 pub mod local;
 #[cfg(feature = "mpi")]

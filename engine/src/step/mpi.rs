@@ -13,11 +13,12 @@ use crate::parallel::launch::RankContext;
 use crate::parallel::layout::Layout;
 use crate::parallel::shard::ExpertPlacement;
 use crate::step::cluster::{ReplicaExecutor, Threads, executors_over, load_worker};
+use crate::step::job::Open;
 use crate::step::order::{decode, encode};
 use crate::step::rank::Deployment;
 use crate::step::worker::Wires;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,7 +30,7 @@ const IDLE: Duration = Duration::from_millis(200);
 #[derive(Debug, Serialize, Deserialize)]
 enum Announcement {
     /// Open this model and be a rank of it. Configuration and placement travel as JSON, which keeps their names.
-    Deploy { model: PathBuf, config: String, layout: Layout, placement: String },
+    Deploy { model: PathBuf, config: String, layout: Layout, placement: String, deadline_ms: u64 },
     /// The program is over.
     Leave,
 }
@@ -50,11 +51,6 @@ impl Host {
         Ok(Self { mpi: Arc::new(Mpi::init()?), busy: Mutex::new(()) })
     }
 
-    /// Whether this process was started by `mpirun` or the like, as one of several.
-    pub fn is_started_by_launcher() -> bool {
-        ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"].iter().any(|name| std::env::var_os(name).is_some())
-    }
-
     /// This process's rank.
     pub fn rank(&self) -> usize {
         self.mpi.rank()
@@ -65,11 +61,11 @@ impl Host {
         self.mpi.world()
     }
 
-    /// Runs announced deployments until rank 0 leaves. For every rank but 0.
+    /// Runs announced deployments until rank 0 leaves, opening their models with `open`. For every rank but 0.
     ///
     /// # Errors
     /// What the rank met; all other ranks have been told.
-    pub fn serve(&self) -> Result<()> {
+    pub fn serve(&self, open: Open) -> Result<()> {
         loop {
             let everyone = Layout::new(1, 1, self.mpi.world(), 1)?;
             let bytes = self.mpi.launch(everyone, Duration::from_secs(60), |context| {
@@ -79,22 +75,10 @@ impl Host {
             })?;
             match decode::<Announcement>(&bytes)? {
                 Announcement::Leave => return Ok(()),
-                Announcement::Deploy { model, config, layout, placement } => {
-                    let deployment = read(model, &config, layout, &placement)?;
-                    let deadline = Duration::from_millis(deployment.config.rank_deadline_ms);
-                    self.mpi.launch(layout, deadline, |context| {
-                        let wires = Wires {
-                            data: context.data.clone(),
-                            down: context.control.clone(),
-                            up: context.control.clone(),
-                        };
-                        join(&deployment, &context)?;
-                        load_worker(
-                            &deployment,
-                            CpuDevice::new(deployment.threads(layout.world()), None)?,
-                            wires,
-                        )?
-                        .run()
+                Announcement::Deploy { model, config, layout, placement, deadline_ms } => {
+                    // The model is opened inside the launch: a rank that cannot says so to all others.
+                    self.mpi.launch(layout, Duration::from_millis(deadline_ms), |context| {
+                        follow(&read(open, &model, &config, layout, &placement)?, &context)
                     })?;
                 }
             }
@@ -190,6 +174,15 @@ fn wait(started: &Receiver<Result<Vec<ReplicaExecutor>>>) -> Result<Vec<ReplicaE
     started.recv().map_err(|_| EngineError::internal("rank 0 ended before it started"))?
 }
 
+/// Another rank's work.
+fn follow(deployment: &Deployment, context: &RankContext) -> Result<()> {
+    let wires =
+        Wires { data: context.data.clone(), down: context.control.clone(), up: context.control.clone() };
+    join(deployment, context)?;
+    let device = CpuDevice::new(deployment.threads(deployment.layout.world()), None)?;
+    load_worker(deployment, device, wires)?.run()
+}
+
 /// All ranks agree on what is run, or none starts.
 fn join(deployment: &Deployment, context: &RankContext) -> Result<()> {
     let config = serde_json::to_string(&deployment.config).unwrap_or_default();
@@ -207,16 +200,19 @@ fn describe(deployment: &Deployment) -> Result<Announcement> {
     };
     let json = |e: serde_json::Error| EngineError::internal(format!("configuration does not serialise: {e}"));
     Ok(Announcement::Deploy {
-        model: std::path::absolute(&model).unwrap_or(model),
+        // A name that is no path (of an embedded model) travels as it is.
+        model: if model.exists() { std::path::absolute(&model).unwrap_or(model) } else { model },
         config: serde_json::to_string(&deployment.config).map_err(json)?,
         layout: deployment.layout,
         placement: serde_json::to_string(&deployment.placement).map_err(json)?,
+        deadline_ms: deployment.config.rank_deadline_ms,
     })
 }
 
-fn read(model: PathBuf, config: &str, layout: Layout, placement: &str) -> Result<Deployment> {
+fn read(open: Open, model: &Path, config: &str, layout: Layout, placement: &str) -> Result<Deployment> {
     let json = |e: serde_json::Error| EngineError::internal(format!("announced configuration: {e}"));
     let config: InferenceConfig = serde_json::from_str(config).map_err(json)?;
     let placement: ExpertPlacement = serde_json::from_str(placement).map_err(json)?;
-    Ok(Deployment { placement, ..Deployment::open(&model, config, layout)? })
+    let deployment = Deployment::new(Arc::new(open(model)?), config, layout)?;
+    Ok(Deployment { placement, source: Some(model.to_path_buf()), ..deployment })
 }

@@ -18,7 +18,7 @@ exit codes
 
 filter expressions
   model(dense) & layout(tp=2*) - api(serve)     & and, | or, - but not, ! not, ( )
-  predicates: id model suite api layout transport device feature fault relation required block all
+  predicates: id model suite api layout ranks transport device feature fault relation required block all
   patterns: * any run, ? any character, ; several";
 
 /// Certifies that two configurations of a language model give the same answers, and explains it when they do not.
@@ -77,7 +77,7 @@ pub struct Select {
     /// Filter expression.
     #[arg(long, short, value_name = "EXPR")]
     pub filter: Option<String>,
-    /// Only cells of this layout, `tp=2,pp=2`; may be repeated.
+    /// Only cells of this layout, `tp=2,pp=2`; may be repeated. Refused when no cell has it.
     #[arg(long, value_name = "LAYOUT")]
     pub layout: Vec<String>,
     /// Only this part of the cells: hash:2/5 or slice:2/5.
@@ -91,7 +91,7 @@ pub struct Output {
     /// Directory for events, JUnit, HTML and certificate.
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
-    /// Workers, each with a subject of its own; the number of cores when left out.
+    /// Workers, each with a subject of its own; the number of cores when left out, and 1 under mpirun.
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
     /// No progress.

@@ -4,6 +4,7 @@ use crate::cli::args::{ListArgs, Parity, Select};
 use crate::error::{Exit, HarnessError, Result};
 use crate::golden::Store;
 use crate::matrix::{Cell, Filter, Layout, Matrix, Shard};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The store that the command line means.
@@ -40,11 +41,13 @@ pub fn select(store: &Store, select: &Select, default: &str) -> Result<Selection
     let layouts = select.layout.iter().map(|text| layout(text)).collect::<Result<Vec<Layout>>>()?;
     words.extend(select.layout.iter().map(|layout| format!("layout {layout}")));
     let shard: Option<Shard> = select.shard.as_deref().map(str::parse).transpose()?;
-    let wanted = |cell: &&Cell| {
-        filter.as_ref().is_none_or(|filter| filter.matches(cell))
-            && (layouts.is_empty() || layouts.contains(&cell.layout))
-    };
-    let cells: Vec<Cell> = matrix.expansion.cells.iter().filter(wanted).cloned().collect();
+    let fits = |cell: &&Cell| filter.as_ref().is_none_or(|filter| filter.matches(cell));
+    let cells: Vec<&Cell> = matrix.expansion.cells.iter().filter(fits).collect();
+    if let Some(absent) = layouts.iter().find(|layout| !cells.iter().any(|cell| cell.layout == **layout)) {
+        return Err(no_such_layout(*absent, &cells, select.filter.as_deref()));
+    }
+    let wanted = |cell: &&Cell| layouts.is_empty() || layouts.contains(&cell.layout);
+    let cells: Vec<Cell> = cells.into_iter().filter(wanted).cloned().collect();
     let taken = |(i, cell): &(usize, Cell)| shard.is_none_or(|shard| shard.takes(*i, cell));
     let cells: Vec<Cell> = cells.into_iter().enumerate().filter(taken).map(|(_, cell)| cell).collect();
     words.extend(select.shard.as_ref().map(|shard| format!("shard {shard}")));
@@ -53,6 +56,16 @@ pub fn select(store: &Store, select: &Select, default: &str) -> Result<Selection
         return Err(HarnessError::NothingSelected { reason });
     }
     Ok(Selection { matrix, cells, text: words.join(", ") })
+}
+
+/// A layout that no cell has: a run that leaves it out would not be what was asked for.
+fn no_such_layout(layout: Layout, cells: &[&Cell], filter: Option<&str>) -> HarnessError {
+    let of = filter.map_or("the matrix".to_owned(), |filter| format!("`{filter}`"));
+    let there: BTreeSet<String> = cells.iter().map(|cell| cell.layout.to_string()).collect();
+    let there: Vec<String> = there.into_iter().collect();
+    HarnessError::NothingSelected {
+        reason: format!("--layout {layout}: no cell of {of} has it; there are {}", there.join(" | ")),
+    }
 }
 
 /// A layout of the command line.

@@ -11,13 +11,25 @@ pub mod selftest;
 use crate::error::{Exit, Result};
 use args::{Command, Parity};
 use clap::Parser;
+use engine::model::checkpoint::Checkpoint;
+use engine::step::job;
 use std::process::ExitCode;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let parity = Parity::parse();
-    let done = dispatch(&parity);
-    match done {
+    let parity = match Parity::try_parse() {
+        Ok(parity) => parity,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Passed };
+            if job::speaks() {
+                // A broken pipe while printing help is nobody's error.
+                let _ = error.print();
+            }
+            return exit.into();
+        }
+    };
+    // Under mpirun the first process is this command, and the others are ranks of the cells that it runs.
+    match job::run(Checkpoint::open, || dispatch(&parity), Exit::Passed) {
         Ok(exit) => exit.into(),
         Err(error) => {
             eprintln!("error: {error}");

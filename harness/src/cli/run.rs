@@ -9,6 +9,7 @@ use crate::report;
 use crate::run::record::JsonLines;
 use crate::run::{Fleet, Header, Inputs, Options, Record, Sink, Summary};
 use crate::subject::own::OwnFleet;
+use engine::step::job;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -45,7 +46,7 @@ pub fn execute(store: &Store, selection: &Selection, fleet: &dyn Fleet, output: 
     let header = header(selection, &inputs);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let options = Options {
-        workers: output.workers.unwrap_or(cores).max(1),
+        workers: workers(output.workers, cores)?,
         quarantine: Quarantine::read(&store.root().join("quarantine.yaml"))?,
         today: crate::clock::today(),
     };
@@ -56,6 +57,18 @@ pub fn execute(store: &Store, selection: &Selection, fleet: &dyn Fleet, output: 
     sinks.extend(lines.as_mut().map(|lines| lines as &mut dyn Sink));
     crate::run::run((&selection.matrix, &inputs, &selection.cells), header, fleet, &options, &mut sinks)?;
     Ok(record)
+}
+
+/// Workers of a run. A job of MPI processes is one set of ranks, which runs one deployment at a time.
+fn workers(asked: Option<usize>, cores: usize) -> Result<usize> {
+    match (asked, job::size()) {
+        (Some(workers), Some(_)) if workers > 1 => Err(HarnessError::usage(
+            format!("--workers {workers}: the processes of an MPI job run one cell at a time"),
+            "leave --workers out under mpirun",
+        )),
+        (_, Some(_)) => Ok(1),
+        (asked, None) => Ok(asked.unwrap_or(cores).max(1)),
+    }
 }
 
 /// Creates the report directory and its event file.

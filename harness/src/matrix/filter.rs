@@ -13,12 +13,13 @@ use crate::error::{HarnessError, Result};
 use crate::matrix::Cell;
 
 /// Names of predicates with what they look at.
-pub const PREDICATES: [(&str, &str); 13] = [
+pub const PREDICATES: [(&str, &str); 14] = [
     ("id", "the whole id"),
     ("model", "the model"),
     ("suite", "the suite of prompts"),
     ("api", "engine, sync-direct, sync-coordinator, async-direct, async-coordinator, serve"),
     ("layout", "tp=2,pp=2 or tp=2,pp=2,dp=1,ep=1"),
+    ("ranks", "how many ranks the layout has"),
     ("transport", "threads, mpi, nccl"),
     ("device", "cpu, reference, cuda"),
     ("feature", "the feature set"),
@@ -77,6 +78,7 @@ fn values(name: &str, cell: &Cell) -> Vec<String> {
         "suite" => one(&cell.suite),
         "api" => one(cell.api.name()),
         "layout" => vec![cell.layout.to_string(), cell.layout.full()],
+        "ranks" => one(&cell.layout.ranks().to_string()),
         "transport" => one(&cell.transport),
         "device" => one(&cell.device),
         "feature" => one(&cell.feature),

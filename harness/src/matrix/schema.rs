@@ -62,7 +62,7 @@ pub fn schema() -> Value {
         "$defs": {
             "demand": demand,
             "api": word("front door", &["engine", "sync-direct", "sync-coordinator", "async-direct", "async-coordinator", "serve"]),
-            "layout": json!({"type": "string", "pattern": "^(tp|pp|dp|ep)=[0-9]+(,(tp|pp|dp|ep)=[0-9]+)*$"}),
+            "layout": json!({"type": "string", "pattern": "^(tp|pp|dp|ep|etp)=[0-9]+(,(tp|pp|dp|ep|etp)=[0-9]+)*$"}),
             "bound": bound(),
             "model": model(),
             "suite": suite(),

@@ -1,6 +1,7 @@
 //! `mpirun -n N mpi_layouts`: every layout of N ranks, one MPI process each, against one rank. Prints a line for each
 //! and exits with 1 when any differs.
 
+use engine::model::checkpoint::Checkpoint;
 use engine::parallel::layout::Layout;
 use engine::step::deploy::{DeviceKind, executors};
 use engine::step::mpi::Host;
@@ -23,7 +24,7 @@ fn check(host: &Host, model: &str, layout: Layout) -> Result<(), String> {
 fn run() -> Result<bool, String> {
     let host = Host::init().map_err(|e| e.to_string())?;
     if host.rank() != 0 {
-        return host.serve().map(|()| true).map_err(|e| e.to_string());
+        return host.serve(Checkpoint::open).map(|()| true).map_err(|e| e.to_string());
     }
     let mut all = true;
     for model in ["dense", "moe"] {

@@ -7,12 +7,13 @@ use crate::error::{HarnessError, Result};
 use crate::golden::GoldenCase;
 use crate::matrix::file::Arrival;
 use crate::subject::own::question::{self, Question, Said, Scores};
-use crate::subject::own::{Plan, refused};
+use crate::subject::own::{Plan, refused, transport};
 use crate::subject::{Answered, Ask, Info, Subject};
 use engine::request::RequestOutput;
 use engine::schedule::ModelFacts;
 use engine::step::deploy::{DeviceKind, executors};
 use engine::step::engine::DynamicInferenceEngine;
+use engine::step::job;
 use engine::step::rank::Deployment;
 use engine::step::report::StepReport;
 use std::collections::{BTreeMap, VecDeque};
@@ -36,11 +37,19 @@ impl EngineDoor {
         let spec = plan.checkpoint.spec();
         let (eos, max_positions) = (spec.eos.clone(), spec.max_positions);
         let deployment = Deployment::new(plan.checkpoint, plan.config, layout.0).map_err(refused)?;
+        let deployment = Deployment { source: Some(plan.source), ..deployment };
         let facts = ModelFacts { eos, max_positions, num_blocks: deployment.blocks().map_err(refused)? };
         let engine = |executor| DynamicInferenceEngine::new(executor, &deployment.config, &facts);
-        let executors = executors(&deployment, device).map_err(refused)?;
+        let executors = match plan.cell.transport.as_str() {
+            transport::MPI => job::executors(&deployment, device),
+            _ => executors(&deployment, device),
+        };
+        let executors = executors.map_err(refused)?;
         let engines = executors.into_iter().map(engine).collect::<engine::Result<Vec<_>>>();
-        Ok(Self { engines: engines.map_err(refused)?, name: format!("engine {layout} on {device}") })
+        Ok(Self {
+            engines: engines.map_err(refused)?,
+            name: format!("engine {layout} on {device}, {}", plan.cell.transport),
+        })
     }
 
     /// Runs questions to their end, adding them as the arrival plan says.

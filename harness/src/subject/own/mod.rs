@@ -3,6 +3,7 @@
 pub mod config;
 pub mod engine_door;
 pub mod question;
+mod transport;
 
 use crate::error::{HarnessError, Result};
 use crate::matrix::{Api, Cell, Matrix};
@@ -29,6 +30,8 @@ pub(crate) struct Plan {
     pub config: InferenceConfig,
     /// The cell that asks first; others with the same key ask later.
     pub cell: Cell,
+    /// Where the model was opened, for ranks that are other processes.
+    pub source: PathBuf,
 }
 
 impl OwnFleet {
@@ -46,8 +49,7 @@ impl OwnFleet {
 
 /// An error of the engine, with its hint.
 pub(crate) fn refused(error: engine::EngineError) -> HarnessError {
-    let hint = error.hint().unwrap_or("none").to_owned();
-    HarnessError::subject("our engine", error, hint)
+    error.into()
 }
 
 impl Fleet for OwnFleet {
@@ -61,14 +63,13 @@ impl Fleet for OwnFleet {
         let config = config::of_cell(&matrix.spec, cell).map_err(|(path, why)| {
             HarnessError::subject("our engine", format!("{path}: {why}"), "mend the settings in the matrix")
         })?;
-        let plan = Plan { checkpoint: self.open(&model.path)?, config, cell: cell.clone() };
-        if cell.transport != "threads" {
-            return Err(HarnessError::subject(
-                "our engine",
-                format!("transport `{}` cannot be started inside this process", cell.transport),
-                "run the cell under mpirun on the machine that has the transport",
-            ));
-        }
+        transport::check(cell, matrix)?;
+        let plan = Plan {
+            checkpoint: self.open(&model.path)?,
+            config,
+            cell: cell.clone(),
+            source: model.path.clone(),
+        };
         match cell.api {
             Api::Engine => Ok(Box::new(engine_door::EngineDoor::new(plan)?)),
             other => {
