@@ -2,6 +2,7 @@
 
 pub mod drive;
 pub mod layouts;
+pub mod legacy;
 pub mod models;
 pub mod mpirun;
 pub mod record;

@@ -57,10 +57,16 @@ pub struct Settings {
 pub struct Case {
     /// Readable name.
     pub id: String,
+    /// The prompt, if it is a text.
+    #[serde(default)]
+    pub prompt: Option<String>,
     /// Prompt token ids.
     pub prompt_ids: Vec<u32>,
     /// Trusted generated ids.
     pub generated_ids: Vec<u32>,
+    /// Their text.
+    #[serde(default)]
+    pub text: String,
     /// Their log-probabilities.
     pub logprobs: Vec<f64>,
 }

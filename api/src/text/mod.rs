@@ -3,6 +3,7 @@
 mod assets;
 pub mod chat;
 mod clock;
+mod codec;
 pub mod detokenizer;
 pub mod gguf;
 pub mod hf;

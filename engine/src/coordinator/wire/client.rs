@@ -158,11 +158,15 @@ impl InferenceClient {
         }
         self.send(message).await?;
         let (outbox, cancelled) = (self.outbox.clone(), mailbox.clone());
-        tokio::spawn(async move {
-            // Also after the answer, when the client drops its end: then it is a late word about nothing.
-            cancelled.cancelled().await;
-            let _ = outbox.send(encode(vec![header::ABORT_REQUEST.into(), id.into()])).await;
-        });
+        // Megatron's own knows no abort before generation 2's later versions, and 0.19.2 ends when it hears of one:
+        // what is given up there goes on unread.
+        if self.extended {
+            tokio::spawn(async move {
+                // Also after the answer, when the client drops its end: then it is a late word about nothing.
+                cancelled.cancelled().await;
+                let _ = outbox.send(encode(vec![header::ABORT_REQUEST.into(), id.into()])).await;
+            });
+        }
         Ok(Delivery::new(id, mailbox))
     }
 

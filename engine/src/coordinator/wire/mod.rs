@@ -6,6 +6,10 @@
 //! | client to coordinator | `[0]` connect, `[20, id, prompt, sampling map]` submit, `[23, id]` abort, `[40..43]` pause, unpause, suspend, resume, `[45]` stop, `[61]` shutdown |
 //! | coordinator to client | `[1]` acknowledged, `[21, id, request map]` answer, `[22, id, partial map]` tokens (only when the sampling map has `streaming`) |
 //!
+//! Tested with megatron-core 0.19.2, both ways (`tests/tests/megatron_client.rs`): its client drives this endpoint, and
+//! [`InferenceClient`] drives its coordinator. That version knows neither 22 nor 23; both are sent only to those who use
+//! them.
+//!
 //! Our own client says `[0, 1]` and is answered `[1, 1]`; between two that know this extension answers carry the whole
 //! [`crate::request::RequestOutput`] as a fourth element, and verbs are acknowledged by `[100, code, error or nil]`.
 //! Nothing of it is ever sent to a client that did not ask.
