@@ -9,6 +9,7 @@ use crate::params::SamplingParams;
 use crate::prompt::{ParamsInput, Prompt, PromptInput};
 use crate::session::Session;
 use crate::stream::AsyncGenerationStream;
+use engine::step::service::Snapshot;
 use engine::step::{DynamicInferenceContext, DynamicInferenceEngine, TextGenerationController};
 use std::sync::Arc;
 
@@ -81,6 +82,20 @@ impl MegatronAsyncLLM {
         self.session.start(self.session.prepare(&prompt.into(), params)?)
     }
 
+    /// Answers several prompts piece by piece, each with its own parameters, or none of them.
+    ///
+    /// # Errors
+    /// The first prompt or parameter that is refused, by name; a queue without room for all.
+    pub fn generate_streams(
+        &self,
+        prompts: Vec<Prompt>,
+        params: Vec<SamplingParams>,
+    ) -> Result<Vec<AsyncGenerationStream>> {
+        let prepared = self.session.prepare_all(&prompts, ParamsInput::Each(params))?;
+        // Streams that were started before a refusal are dropped, which aborts them.
+        prepared.into_iter().map(|request| self.session.start(request)).collect()
+    }
+
     /// Log-probability of each token of a prompt but the first.
     ///
     /// # Errors
@@ -107,6 +122,21 @@ impl MegatronAsyncLLM {
     /// Number of engines (data-parallel replicas).
     pub fn replicas(&self) -> usize {
         self.session.backend.replicas()
+    }
+
+    /// Most tokens of one request, prompt and output together.
+    pub fn max_sequence_length(&self) -> usize {
+        self.session.backend.max_sequence_length()
+    }
+
+    /// True when a coordinator stands between callers and engines.
+    pub fn is_coordinated(&self) -> bool {
+        self.session.backend.is_coordinated()
+    }
+
+    /// How each engine stands, as of its latest step. Disturbs none.
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.session.backend.snapshots()
     }
 
     /// Looks at engine `replica` between two steps, in the thread that owns it. Waits for the step to end.

@@ -4,6 +4,7 @@ use crate::assemble::NewTokens;
 use crate::error::Result;
 use engine::request::{RequestOutput, RequestSpec};
 use engine::step::DynamicInferenceEngine;
+use engine::step::service::Snapshot;
 pub(crate) use engine::step::service::Verb;
 use futures::future::BoxFuture;
 use std::task::{Context, Poll};
@@ -35,8 +36,16 @@ pub(crate) trait Backend: Send + Sync {
     fn submit(&self, spec: RequestSpec) -> Result<Box<dyn Flight>>;
     /// Requests that may be under way at once without being refused as overloaded.
     fn window(&self) -> usize;
+    /// Most tokens of one request, prompt and output together.
+    fn max_sequence_length(&self) -> usize;
     /// Number of engines (data-parallel replicas) that can be inspected.
     fn replicas(&self) -> usize;
+    /// How each engine stands, as of its latest step; disturbs none.
+    fn snapshots(&self) -> Vec<Snapshot>;
+    /// True when a coordinator stands between callers and engines.
+    fn is_coordinated(&self) -> bool {
+        false
+    }
     /// Runs `look` in the thread of engine `replica`, between two steps; returns when it has run.
     fn inspect(&self, replica: usize, look: Inspection) -> Result<()>;
     /// True on the rank whose caller may generate.

@@ -14,7 +14,7 @@ use engine::step::DynamicInferenceEngine;
 use engine::step::deploy::{DeviceKind, executors};
 use engine::step::job;
 use engine::step::rank::Deployment;
-use engine::step::service::{EngineHandle, EngineState, RequestStream, Update};
+use engine::step::service::{EngineHandle, EngineState, RequestStream, Snapshot, Update};
 use futures::future::{BoxFuture, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -158,8 +158,16 @@ impl Backend for Direct {
         self.replicas.iter().map(|r| r.handle.limits().max_queue).sum()
     }
 
+    fn max_sequence_length(&self) -> usize {
+        self.replicas.iter().map(|r| r.handle.limits().max_sequence_length).min().unwrap_or(0)
+    }
+
     fn replicas(&self) -> usize {
         self.replicas.len()
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        self.replicas.iter().filter_map(|r| r.handle.snapshot()).collect()
     }
 
     fn inspect(&self, replica: usize, look: Inspection) -> Result<()> {

@@ -1,4 +1,4 @@
-//! `MegatronLLM`, `MegatronAsyncLLM` and the `megatron` command: text and life cycle over the engine.
+//! `MegatronLLM`, `MegatronAsyncLLM` and the `megatron` command: text, life cycle and HTTP over the engine.
 //!
 //! ```
 //! use api::{MegatronLLM, SamplingParams};
@@ -17,6 +17,7 @@
 //! | score a text | `score` of either |
 //! | choose a layout, settings, a device | [`Builder`] |
 //! | share one opened model | [`Model`], [`Builder::opened`] |
+//! | answer over HTTP, as OpenAI's API does | [`MegatronAsyncLLM::serve`] |
 //! | tokenise, render chats | [`text`] |
 
 mod assemble;
@@ -29,9 +30,11 @@ pub mod embedded;
 pub mod error;
 pub mod llm;
 pub mod model;
+mod nearest;
 pub mod output;
 pub mod params;
 pub mod prompt;
+pub mod serve;
 mod session;
 pub mod stream;
 pub mod text;
@@ -44,4 +47,5 @@ pub use model::Model;
 pub use output::{Delta, Effective, GenerationOutput, ModelCard, Score, StreamEvent};
 pub use params::SamplingParams;
 pub use prompt::{ParamsInput, Prompt, PromptInput};
+pub use serve::ServeConfig;
 pub use stream::{AsyncGenerationStream, GenerationStream};

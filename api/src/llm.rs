@@ -1,5 +1,6 @@
 //! `MegatronLLM`: the blocking façade.
 
+use crate::async_llm::MegatronAsyncLLM;
 use crate::backend::Verb;
 use crate::builder::Builder;
 use crate::error::Result;
@@ -87,6 +88,11 @@ impl MegatronLLM {
     /// As [`MegatronLLM::generate`].
     pub fn score(&self, prompt: impl Into<Prompt>) -> Result<Score> {
         block_on(self.session.score(prompt.into()))
+    }
+
+    /// The same engines for asynchronous use.
+    pub fn to_async(&self) -> MegatronAsyncLLM {
+        MegatronAsyncLLM::new(Arc::clone(&self.session))
     }
 
     /// The model.

@@ -23,6 +23,7 @@ fn after_help() -> String {
          megatron generate --prompt \"Once there was a girl named\" --max-tokens 40 --temperature 0\n  \
          megatron generate --model model.gguf --layout tp=2 --prompt-ids 1,2,3 --json\n  \
          megatron chat --model path/to/model\n  \
+         megatron serve --port 8000\n  \
          megatron doctor\n\n\
          Without --model the embedded story model answers (embedded:dense; embedded:moe is the other one).\n\
          Settings: flag > MEGATRON_* environment > --config FILE.yaml > default; --print-config shows the result.\n\
@@ -34,6 +35,17 @@ fn after_help() -> String {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Answer over HTTP, as OpenAI's API does.
+    #[command(after_help = "Examples:\n  \
+        megatron serve\n  \
+        megatron serve --model path/to/model --layout tp=2 --port 8000\n  \
+        megatron serve --port 0                        takes a free port; standard output has the URL\n  \
+        megatron serve --set serve.max_in_flight=512   any setting; --print-config shows them\n  \
+        curl http://127.0.0.1:5000/v1/completions -H 'Content-Type: application/json' \\\n    \
+          -d '{\"prompt\": \"Once there was\", \"max_tokens\": 16, \"temperature\": 0}'\n\
+        SIGTERM and SIGINT drain: no new requests (503), those under way get serve.drain_deadline_ms to finish.\n\
+        Exit code 0 when all of them finished, 7 when some were cancelled at the deadline or by a second signal.")]
+    Serve(ServeArgs),
     /// Continue one or more prompts.
     #[command(after_help = "Examples:\n  \
         megatron generate --prompt \"Once there was\" --max-tokens 40 --temperature 0\n  \
@@ -246,6 +258,44 @@ fn biases(flags: &[String]) -> Result<Option<Value>> {
         };
     }
     Ok((!map.is_empty()).then_some(Value::Object(map)))
+}
+
+/// `megatron serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address to listen on; 0.0.0.0 is every address
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Port; 0 takes a free one
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// A name for the model; may be repeated; without it the model's own
+    #[arg(long, value_name = "NAME")]
+    pub served_model_name: Vec<String>,
+    /// How tokens are drawn for requests that do not say.
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Model and engine.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+impl ServeArgs {
+    /// The flags that were given, as settings.
+    pub fn settings(&self) -> Vec<Setting> {
+        let mut all = Vec::new();
+        let mut add = |key: &str, flag: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                let (key, origin) = (format!("serve.{key}"), format!("flag --{flag}"));
+                all.push(Setting { key, value, origin });
+            }
+        };
+        let names = &self.served_model_name;
+        add("host", "host", self.host.as_ref().map(|v| json!(v)));
+        add("port", "port", self.port.map(|v| json!(v)));
+        add("served_model_names", "served-model-name", (!names.is_empty()).then(|| json!(names)));
+        all
+    }
 }
 
 /// `megatron generate`.

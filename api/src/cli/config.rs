@@ -2,7 +2,9 @@
 //! came from.
 
 use crate::error::{ApiError, Result};
+use crate::nearest;
 use crate::params::SamplingParams;
+use crate::serve::ServeConfig;
 use engine::config::InferenceConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -25,6 +27,8 @@ pub struct Config {
     pub engine: InferenceConfig,
     /// Sampling parameters of requests that bring none of their own.
     pub sampling: SamplingParams,
+    /// The server's settings.
+    pub serve: ServeConfig,
 }
 
 impl Default for Config {
@@ -36,6 +40,7 @@ impl Default for Config {
             chat_template: None,
             engine: InferenceConfig::default(),
             sampling: SamplingParams::default(),
+            serve: ServeConfig::default(),
         }
     }
 }
@@ -93,6 +98,7 @@ impl Resolved {
             this.apply(setting)?;
         }
         this.config.engine.validate()?;
+        this.config.serve.validate()?;
         Ok(this)
     }
 
@@ -193,30 +199,12 @@ fn unknown(key: &str, origin: &str, tree: &Value) -> ApiError {
             format!("set one of its keys, for example `{key}.{}`", first_below(key, &known)),
         );
     }
-    let best = known.iter().min_by_key(|k| distance(k, key)).cloned().unwrap_or_default();
+    let best = nearest::of(key, known.iter().map(String::as_str)).unwrap_or_default();
     ApiError::usage(format!("`{key}` ({origin})"), "unknown key", format!("did you mean `{best}`?"))
 }
 
 fn first_below<'a>(key: &str, known: &'a [String]) -> &'a str {
     known.iter().find_map(|k| k.strip_prefix(key)?.strip_prefix('.')).unwrap_or_default()
-}
-
-/// Edit distance, for suggestions.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, c) in a.chars().enumerate() {
-        let mut corner = i;
-        let mut left = i + 1;
-        for (j, d) in b.iter().enumerate() {
-            let up = row[j + 1];
-            let here = (corner + usize::from(c != *d)).min(up + 1).min(left + 1);
-            row[j] = left;
-            (corner, left) = (up, here);
-        }
-        row[b.len()] = left;
-    }
-    row[b.len()]
 }
 
 /// The values of a YAML file, each with `file:` as its origin.
@@ -275,8 +263,7 @@ fn read_environment(
                 settings.push(Setting { key: key.clone(), value: parse(key, &text, tree), origin: name })
             }
             None => {
-                let best =
-                    names.keys().min_by_key(|known| distance(known, &name)).cloned().unwrap_or_default();
+                let best = nearest::of(&name, names.keys().map(String::as_str)).unwrap_or_default();
                 let hint = format!("did you mean {best}? Unset {name} otherwise");
                 return Err(ApiError::usage(
                     format!("environment variable {name}"),

@@ -9,6 +9,7 @@ mod doctor;
 pub mod exit;
 mod generate;
 mod roofline;
+mod serve;
 mod tokens;
 
 use crate::builder::Builder;
@@ -18,7 +19,7 @@ use crate::llm::MegatronLLM;
 use crate::model::Model;
 use args::{Cli, Command, Common, Sampling};
 use clap::{CommandFactory, Parser};
-use config::Resolved;
+use config::{Resolved, Setting};
 use engine::step::job;
 use exit::ExitCode;
 use std::io::{Read, Write};
@@ -52,6 +53,7 @@ pub fn main() -> ExitCode {
 
 fn name_of(command: &Command) -> &'static str {
     match command {
+        Command::Serve(_) => "serve",
         Command::Generate(_) => "generate",
         Command::Chat(_) => "chat",
         Command::Batch(_) => "run the batch",
@@ -65,6 +67,7 @@ fn name_of(command: &Command) -> &'static str {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Serve(args) => serve::serve(&args),
         Command::Generate(args) => generate::generate(&args),
         Command::Chat(args) => chat::chat(&args),
         Command::Batch(args) => batch::batch(&args),
@@ -81,7 +84,16 @@ fn run(command: Command) -> Result<ExitCode> {
 
 /// The configuration of a command, or `None` after printing it (`--print-config`).
 fn configure(common: &Common, sampling: Option<&Sampling>) -> Result<Option<Resolved>> {
-    let mut flags = common.settings()?;
+    configure_with(common, sampling, Vec::new())
+}
+
+/// As [`configure`], with the flags of one command.
+fn configure_with(
+    common: &Common,
+    sampling: Option<&Sampling>,
+    mut flags: Vec<Setting>,
+) -> Result<Option<Resolved>> {
+    flags.extend(common.settings()?);
     if let Some(sampling) = sampling {
         flags.extend(sampling.settings()?);
     }
@@ -108,12 +120,14 @@ fn open_model(resolved: &Resolved) -> Result<Model> {
 
 /// Loads the configured model and starts its engines.
 fn build(resolved: &Resolved) -> Result<MegatronLLM> {
+    builder(resolved)?.build()
+}
+
+/// The configured model, layout and device.
+fn builder(resolved: &Resolved) -> Result<Builder> {
     let config = &resolved.config;
-    Builder::opened(open_model(resolved)?)
-        .config(config.engine.clone())
-        .layout(config.layout.as_str())
-        .device(config.device.as_str())
-        .build()
+    let builder = Builder::opened(open_model(resolved)?).config(config.engine.clone());
+    Ok(builder.layout(config.layout.as_str()).device(config.device.as_str()))
 }
 
 /// Writes data to standard output.

@@ -47,6 +47,22 @@ impl Scheme {
     }
 }
 
+impl Scheme {
+    /// The bytes that a piece spells inside a text.
+    pub(crate) fn bytes(self, piece: &str) -> Vec<u8> {
+        match self {
+            Self::ByteLevel => {
+                let bytes = piece.chars().map(|c| BYTE_OF.get(&c).copied()).collect::<Option<Vec<u8>>>();
+                bytes.unwrap_or_else(|| piece.as_bytes().to_vec())
+            }
+            Self::SentencePiece { .. } => match byte_piece(piece) {
+                Some(byte) => vec![byte],
+                None => piece.replace('▁', " ").into_bytes(),
+            },
+        }
+    }
+}
+
 /// Bytes of the GPT-2 alphabet: printable characters stand for themselves, the rest is shifted to U+0100 and up.
 static BYTE_OF: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
     let printable = |b: u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
@@ -93,10 +109,7 @@ impl Detokenizer {
         };
         match self.scheme {
             Scheme::ByteLevel => {
-                match piece.chars().map(|c| BYTE_OF.get(&c).copied()).collect::<Option<Vec<u8>>>() {
-                    Some(bytes) => self.held.extend(bytes),
-                    None => self.held.extend(piece.as_bytes()),
-                }
+                self.held.extend(self.scheme.bytes(&piece));
                 self.take_characters()
             }
             Scheme::SentencePiece { strip_first_space } => match byte_piece(&piece) {

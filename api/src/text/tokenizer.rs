@@ -119,6 +119,11 @@ impl Tokenizer {
         self.decode(&[id], false)
     }
 
+    /// The bytes that an id spells inside a text, special tokens included; nothing for an id without a piece.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.piece(id, false).map(|piece| self.shared.scheme.bytes(&piece)).unwrap_or_default()
+    }
+
     /// The id of a piece of the vocabulary.
     pub fn token_id(&self, piece: &str) -> Option<u32> {
         self.shared.inner.token_to_id(piece)

@@ -1,0 +1,58 @@
+//! What is told when a choice ends, beyond OpenAI's fields. Names of vLLM and Megatron.
+
+use super::logprobs::{PromptPosition, prompt_positions};
+use crate::output::GenerationOutput;
+use crate::text::Tokenizer;
+use serde::Serialize;
+
+/// Which of the extensions were asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scores {
+    /// Token ids.
+    pub with_ids: bool,
+    /// Prompt positions with this many candidates.
+    pub prompt: Option<u32>,
+}
+
+/// Extensions of a choice.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Ending {
+    /// The stop string that ended it.
+    pub stop_reason: Option<String>,
+    /// The effective seed; null when it was greedy.
+    pub seed: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Vec<Option<PromptPosition>>>,
+    #[serde(flatten)]
+    pub ids: Option<Ids>,
+}
+
+/// Token ids of a choice.
+#[derive(Debug, Serialize)]
+pub(crate) struct Ids {
+    pub prompt_token_ids: Vec<u32>,
+    /// vLLM's name.
+    pub token_ids: Vec<u32>,
+    /// Megatron's name.
+    pub generation_token_ids: Vec<u32>,
+    /// Megatron's name for their log-probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation_log_probs: Option<Vec<f32>>,
+}
+
+impl Ending {
+    pub fn new(output: &GenerationOutput, tokenizer: Option<&Tokenizer>, scores: Scores) -> Self {
+        let ids = || Ids {
+            prompt_token_ids: output.prompt_ids.clone(),
+            token_ids: output.generated_ids.clone(),
+            generation_token_ids: output.generated_ids.clone(),
+            generation_log_probs: output.logprobs.clone(),
+        };
+        Self {
+            stop_reason: output.stop_word.clone(),
+            seed: output.effective.sampling_params.seed,
+            prompt_logprobs: scores.prompt.and_then(|top| prompt_positions(tokenizer, output, top)),
+            ids: scores.with_ids.then(ids),
+        }
+    }
+}
