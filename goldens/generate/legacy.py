@@ -1,4 +1,4 @@
-"""Record golden values with the genuine legacy engine: megatron-core 0.19.2 on CPUs over gloo, f32.
+"""Record golden values with the genuine legacy engine: megatron-core 0.19.2 on CPUs over gloo, f32 unless a run says bf16.
 
 usage: legacy.py MODEL [MODEL ...] [--only ENGINE_LAYOUT] [--list]
 
@@ -25,6 +25,7 @@ from subjects import all_subjects
 
 
 AXES = ("tp", "pp", "ep", "dp")
+DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 FEATURES = {
     "": {},
     "chunked": {"enable_chunked_prefill": True, "max_tokens": 64},
@@ -40,6 +41,7 @@ class Run:
     sizes: dict = field(default_factory=dict)
     suite: str = "core"
     feature: str = ""
+    dtype: str = "f32"
 
     @property
     def options(self):
@@ -55,6 +57,7 @@ class Run:
     def name(self):
         """The part of the file name that identifies the run."""
         parts = [self.engine, self.layout, self.feature, "" if self.suite == "core" else self.suite]
+        parts.append("" if self.dtype == "f32" else self.dtype)
         return "_".join(part for part in parts if part)
 
     @property
@@ -65,7 +68,7 @@ class Run:
 
 
 def runs(*rows):
-    """Rows of (engine, layout sizes, suite, feature); the last two may be left out."""
+    """Rows of (engine, layout sizes, suite, feature, dtype); the last three may be left out."""
     return tuple(Run(*row) for row in rows)
 
 
@@ -82,6 +85,8 @@ LAYOUTS = {
         ("dynamic", {"tp": 1}, "core", "chunked"),
         ("dynamic", {"tp": 1}, "core", "prefix"),
         ("coordinator", {"tp": 1, "dp": 2}),
+        ("dynamic", {"tp": 1}, "core", "", "bf16"),
+        ("dynamic", {"tp": 2}, "core", "", "bf16"),
     ),
     "moe": runs(
         ("static", {"tp": 1}),
@@ -112,6 +117,7 @@ def make_job(subject, run, golden, directory, tokenizer, out):
         "engine": run.engine,
         **{axis: run.sizes.get(axis, 1) for axis in ("tp", "pp", "ep")},
         "options": run.options,
+        "dtype": DTYPES[run.dtype],
         "block_size": subject.block_size,
         "max_sequence_length": min(subject.context, 1024),
         "buffer_size_gb": 0.1 if subject.context <= 512 else 1.0,
@@ -160,7 +166,7 @@ def provenance(subject, run, golden, reference):
         "options": run.options,
         "versions": found,
         **subject.digests(),
-        "dtype": "f32",
+        "dtype": run.dtype,
         "attention": "torch functions in place of flash-attention" if run.engine != "static" else "megatron-core local",
         "settings": golden["settings"],
         "prompts_from": {"file": f"{subject.name}/{run.suite}.json", "sha256": sha256_of(reference)},

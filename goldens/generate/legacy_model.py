@@ -32,7 +32,7 @@ def read_config(directory):
     return config
 
 
-def transformer_config(config, layout):
+def transformer_config(config, layout, dtype):
     """Megatron's configuration for a Llama or Mixtral."""
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -58,8 +58,9 @@ def transformer_config(config, layout):
         ffn_hidden_size=config["intermediate_size"],
         layernorm_epsilon=config["rms_norm_eps"],
         use_cpu_initialization=True,
-        params_dtype=torch.float32,
-        pipeline_dtype=torch.float32,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         expert_model_parallel_size=layout.ep,
@@ -172,13 +173,13 @@ def load_strictly(model, wanted):
             own[name].copy_(tensor)
 
 
-def build(directory, layout, max_sequence_length):
+def build(directory, layout, max_sequence_length, dtype=torch.float32):
     """The model of this rank and its Megatron configuration."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     config = read_config(directory)
-    megatron_config = transformer_config(config, layout)
+    megatron_config = transformer_config(config, layout, dtype)
     shards = Shards(load_file(Path(directory) / "model.safetensors"), config, layout)
     model = GPTModel(
         megatron_config,
@@ -193,4 +194,4 @@ def build(directory, layout, max_sequence_length):
         rotary_base=config["theta"],
     )
     load_strictly(model, shards.all())
-    return model.float().eval(), megatron_config, config
+    return model.to(dtype).eval(), megatron_config, config

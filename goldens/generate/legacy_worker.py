@@ -2,7 +2,7 @@
 
 usage: legacy_worker.py JOB.json
 
-JOB.json: {directory, engine, tp, pp, ep, block_size, max_sequence_length, settings, options,
+JOB.json: {directory, engine, tp, pp, ep, dtype, block_size, max_sequence_length, settings, options,
 requests: [{prompt, prompt_ids}], out}.
 Rank 0 writes {records, observed} to `out`, the records in the order of the requests.
 """
@@ -218,7 +218,9 @@ def main():
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=1 if layout.ep > 1 else None,
     )
-    model, megatron_config, config = build(job["directory"], layout, job["max_sequence_length"])
+    model, megatron_config, config = build(
+        job["directory"], layout, job["max_sequence_length"], getattr(torch, job.get("dtype", "float32"))
+    )
     eod = -1 if job["settings"]["ignore_eos"] else job["settings"]["eos_token_ids"][0]
     tokenizer = Tokenizer(job["directory"], config["vocab_size"], eod)
     observed = {}

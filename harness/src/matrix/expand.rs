@@ -4,8 +4,8 @@ use crate::compare::{Demand, Relation, Verdict};
 use crate::error::{HarnessError, Result};
 use crate::matrix::cell::{Cell, NO_FAULT};
 use crate::matrix::covering;
-use crate::matrix::file::{BlockSpec, Cover, MatrixFile};
-use crate::matrix::{Filter, Layout};
+use crate::matrix::file::{AnchorSpec, BlockSpec, Cover, MatrixFile};
+use crate::matrix::{Api, Filter, Layout};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +43,8 @@ pub struct Matrix {
     pub sha256: String,
     /// The content.
     pub spec: MatrixFile,
+    /// The configuration whose bits all `bitwise` cells must repeat.
+    pub anchor: AnchorSpec,
     /// The cells.
     pub expansion: Expansion,
 }
@@ -62,14 +64,14 @@ impl Matrix {
             reason,
             hint: "mend the matrix; `parity list --matrix FILE` shows what it expands to".into(),
         };
-        check(&spec).map_err(refuse)?;
+        let anchor = check(&spec).map_err(refuse)?;
         let expansion = expand(&spec).map_err(refuse)?;
-        Ok(Self { file: file.into(), sha256, spec, expansion })
+        Ok(Self { file: file.into(), sha256, spec, anchor, expansion })
     }
 
     /// The anchor run that a cell's bits must repeat: model, suite and feature set.
     pub fn anchor_of(&self, cell: &Cell) -> Cell {
-        let spec = &self.spec.anchor;
+        let spec = &self.anchor;
         let own = self.spec.features.get(&cell.feature).and_then(|feature| feature.anchor.clone());
         let mut anchor = Cell {
             id: String::new(),
@@ -90,10 +92,13 @@ impl Matrix {
 
 type Refusal = (String, String);
 
-/// Checks everything that does not need the product.
-fn check(spec: &MatrixFile) -> std::result::Result<(), Refusal> {
+/// Checks everything that does not need the product; returns the anchor.
+fn check(spec: &MatrixFile) -> std::result::Result<AnchorSpec, Refusal> {
     for (name, bound) in &spec.bounds {
         bound.check().map_err(|reason| (format!("bounds.{name}"), reason))?;
+    }
+    for (name, fault) in &spec.faults {
+        fault.check().map_err(|reason| (format!("faults.{name}"), reason))?;
     }
     for (name, feature) in &spec.features {
         let path = |field: &str| format!("features.{name}.{field}");
@@ -117,7 +122,13 @@ fn check(spec: &MatrixFile) -> std::result::Result<(), Refusal> {
             ));
         }
     }
-    known("anchor.feature", &spec.anchor.feature, &spec.features)?;
+    let anchor = spec.anchor.clone().ok_or_else(|| {
+        (
+            "anchor".to_owned(),
+            "there is none, here or in an included file: `bitwise` would have nothing to repeat".to_owned(),
+        )
+    })?;
+    known("anchor.feature", &anchor.feature, &spec.features)?;
     if spec.faults.contains_key(NO_FAULT) {
         return Err(("faults.none".into(), "`none` means no fault and cannot be defined".into()));
     }
@@ -125,7 +136,8 @@ fn check(spec: &MatrixFile) -> std::result::Result<(), Refusal> {
         return Err(("blocks".into(), "there is no block, so nothing would be certified".into()));
     }
     crate::subject::own::config::check(spec)?;
-    spec.blocks.iter().enumerate().try_for_each(|(i, block)| check_block(spec, i, block))
+    spec.blocks.iter().enumerate().try_for_each(|(i, block)| check_block(spec, i, block))?;
+    Ok(anchor)
 }
 
 /// Refuses a name that is not defined.
@@ -272,6 +284,20 @@ fn implied(layout: Layout) -> BTreeMap<String, Demand> {
     ])
 }
 
+/// Refuses a fault where nothing would be there to see it.
+fn can_happen(spec: &MatrixFile, i: usize, cell: &Cell) -> std::result::Result<(), Refusal> {
+    let Some(fault) = spec.faults.get(&cell.fault) else { return Ok(()) };
+    let replica = fault.replica.unwrap_or(0);
+    let why = if cell.api == Api::Engine || !(fault.action.by_client() || cell.api.coordinated()) {
+        format!("cannot happen behind `{}`", cell.api)
+    } else if replica >= cell.layout.replicas() {
+        format!("happens to replica {replica}, and `{}` has {}", cell.layout, cell.layout.replicas())
+    } else {
+        return Ok(());
+    };
+    Err((format!("blocks[{i}].axes.fault"), format!("`{}` {why} (cell {}): exclude it", cell.fault, cell.id)))
+}
+
 /// Expands all blocks.
 fn expand(spec: &MatrixFile) -> std::result::Result<Expansion, Refusal> {
     let mut expansion = Expansion::default();
@@ -309,6 +335,7 @@ fn expand(spec: &MatrixFile) -> std::result::Result<Expansion, Refusal> {
         if cells.is_empty() {
             return Err((format!("blocks[{i}].exclude"), "every cell of the block is excluded".into()));
         }
+        cells.iter().try_for_each(|cell| can_happen(spec, i, cell))?;
         let chosen = match block.cover {
             Cover::Full => (0..cells.len()).collect(),
             Cover::Pairs => covering::cover(&rows, 2),

@@ -20,20 +20,27 @@ pub struct MatrixFile {
     pub name: String,
     /// What it is for.
     pub about: String,
+    /// Files with shared definitions, relative to this one.
+    #[serde(default)]
+    pub include: Vec<String>,
     /// Bounds by name.
     #[serde(default)]
     pub bounds: BTreeMap<String, Bound>,
     /// Models by name.
+    #[serde(default)]
     pub models: BTreeMap<String, ModelSpec>,
     /// Suites by name.
+    #[serde(default)]
     pub suites: BTreeMap<String, SuiteSpec>,
     /// Feature sets by name.
+    #[serde(default)]
     pub features: BTreeMap<String, FeatureSpec>,
     /// Fault plans by name; `none` always exists.
     #[serde(default)]
     pub faults: BTreeMap<String, FaultSpec>,
-    /// The configuration whose bits all `bitwise` cells must repeat.
-    pub anchor: AnchorSpec,
+    /// The configuration whose bits all `bitwise` cells must repeat; here or in an included file.
+    #[serde(default)]
+    pub anchor: Option<AnchorSpec>,
     /// The blocks of cells.
     pub blocks: Vec<BlockSpec>,
 }
@@ -132,21 +139,96 @@ pub struct FeatureSpec {
     pub witness: BTreeMap<String, Demand>,
 }
 
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// A client goes away: strangers' requests are under way and are dropped while the cell's own run.
+    Abandon,
+    /// A client asks the impossible: a prompt that is too long arrives among the cell's own, and must be refused.
+    Overlong,
+    /// A replica dies.
+    Kill,
+    /// A replica neither answers nor gets on.
+    Hang,
+    /// Every report of a replica is late.
+    Slow,
+    /// Reports of a replica are lost.
+    Drop,
+    /// Reports of a replica come twice.
+    Duplicate,
+    /// Reports of a replica change places.
+    Reorder,
+    /// Reports of a replica are damaged.
+    Corrupt,
+}
+
+impl Action {
+    /// All actions.
+    pub const ALL: [Self; 9] = [
+        Self::Abandon,
+        Self::Overlong,
+        Self::Kill,
+        Self::Hang,
+        Self::Slow,
+        Self::Drop,
+        Self::Duplicate,
+        Self::Reorder,
+        Self::Corrupt,
+    ];
+
+    /// Name as written in matrices.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Abandon => "abandon",
+            Self::Overlong => "overlong",
+            Self::Kill => "kill",
+            Self::Hang => "hang",
+            Self::Slow => "slow",
+            Self::Drop => "drop",
+            Self::Duplicate => "duplicate",
+            Self::Reorder => "reorder",
+            Self::Corrupt => "corrupt",
+        }
+    }
+
+    /// True for what clients do, which any build can play; the others are planted in a build with feature `faults`.
+    pub const fn by_client(self) -> bool {
+        matches!(self, Self::Abandon | Self::Overlong)
+    }
+}
+
 /// A fault plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultSpec {
     /// What goes wrong, in words.
     pub about: String,
-    /// What goes wrong: `kill`, `hang`, `slow`, `drop`, `duplicate`, `reorder`, `corrupt`.
-    pub action: String,
-    /// Replica that it happens to.
-    pub replica: usize,
-    /// Step of that replica at which it happens.
-    pub step: u64,
+    /// What goes wrong.
+    pub action: Action,
+    /// Replica that it happens to; for what happens to replicas.
+    #[serde(default)]
+    pub replica: Option<usize>,
+    /// Report of that replica at which it happens; for what happens to replicas.
+    #[serde(default)]
+    pub step: Option<u64>,
     /// What must have happened.
     #[serde(default)]
     pub witness: BTreeMap<String, Demand>,
+}
+
+impl FaultSpec {
+    /// Says what is wrong with the fields, if anything.
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+        let name = self.action.name();
+        match (self.action.by_client(), self.replica, self.step) {
+            (true, None, None) | (false, Some(_), Some(_)) => Ok(()),
+            (true, ..) => Err(format!("`{name}` is what clients do: it has no replica and no step")),
+            (false, ..) => {
+                Err(format!("`{name}` happens to a replica: say which `replica`, and at which `step`"))
+            }
+        }
+    }
 }
 
 /// The configuration that anchors the `bitwise` relation.
@@ -243,19 +325,24 @@ pub struct BlockSpec {
     pub witness: BTreeMap<String, Demand>,
 }
 
+/// Parses YAML; unknown keys and wrong values are errors with their path. `file` is only named in errors.
+pub(crate) fn parse_yaml<T: serde::de::DeserializeOwned>(file: &Path, text: &str) -> Result<T> {
+    let document = serde_yaml::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(document).map_err(|error| {
+        let path = error.path().to_string();
+        HarnessError::Matrix {
+            file: file.into(),
+            path: if path == "." { "document".into() } else { path },
+            reason: error.inner().to_string(),
+            hint: "`parity schema` prints the JSON schema; editors complete and check with it".into(),
+        }
+    })
+}
+
 impl MatrixFile {
-    /// Parses a matrix. `file` is only named in errors.
+    /// Parses a matrix; what it includes is not read. `file` is only named in errors.
     pub fn parse(file: &Path, text: &str) -> Result<Self> {
-        let document = serde_yaml::Deserializer::from_str(text);
-        let parsed: Self = serde_path_to_error::deserialize(document).map_err(|error| {
-            let path = error.path().to_string();
-            HarnessError::Matrix {
-                file: file.into(),
-                path: if path == "." { "document".into() } else { path },
-                reason: error.inner().to_string(),
-                hint: "`parity schema` prints the JSON schema; editors complete and check with it".into(),
-            }
-        })?;
+        let parsed: Self = parse_yaml(file, text)?;
         if parsed.schema != SCHEMA {
             return Err(HarnessError::Matrix {
                 file: file.into(),
@@ -267,9 +354,16 @@ impl MatrixFile {
         Ok(parsed)
     }
 
-    /// Reads a matrix file; returns it with the digest of its bytes.
+    /// Reads a matrix file and what it includes; returns it with the digest of all these bytes.
     pub fn read(file: &Path) -> Result<(Self, String)> {
         let text = std::fs::read_to_string(file).map_err(|error| HarnessError::file(file, error))?;
-        Ok((Self::parse(file, &text)?, crate::digest::sha256_hex(text.as_bytes())))
+        let mut matrix = Self::parse(file, &text)?;
+        let mut digests = vec![crate::digest::sha256_hex(text.as_bytes())];
+        digests.extend(super::include::resolve(file, &mut matrix)?);
+        let digest = match &digests[..] {
+            [alone] => alone.clone(),
+            all => crate::digest::sha256_hex(all.join("\n").as_bytes()),
+        };
+        Ok((matrix, digest))
     }
 }

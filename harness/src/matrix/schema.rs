@@ -1,5 +1,6 @@
 //! The JSON schema of a matrix, for editors. A test holds it against what the parser accepts.
 
+use crate::matrix::Action;
 use serde_json::{Value, json};
 
 /// An object with these properties and no others.
@@ -45,12 +46,13 @@ pub fn schema() -> Value {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "parity matrix",
         "type": "object",
-        "required": ["schema", "name", "about", "models", "suites", "features", "anchor", "blocks"],
+        "required": ["schema", "name", "about", "blocks"],
         "additionalProperties": false,
         "properties": {
             "schema": word("version of this schema", &[super::file::SCHEMA]),
             "name": text("name of the matrix"),
             "about": text("what it is for"),
+            "include": list_of("files with shared definitions, relative to this one", json!({"type": "string"})),
             "bounds": map_of("bounds by name", json!({"$ref": "#/$defs/bound"})),
             "models": map_of("models by name", json!({"$ref": "#/$defs/model"})),
             "suites": map_of("suites by name", json!({"$ref": "#/$defs/suite"})),
@@ -74,8 +76,24 @@ pub fn schema() -> Value {
             "axes": axes(),
             "exclude": exclude(),
             "block": block(),
+            "part": part(),
         },
     })
+}
+
+fn part() -> Value {
+    let named = |about: &str, def: &str| map_of(about, json!({"$ref": format!("#/$defs/{def}")}));
+    let properties = json!({
+        "schema": word("version of this schema", &[super::include::SCHEMA]),
+        "about": text("what it holds"),
+        "bounds": named("bounds by name", "bound"),
+        "models": named("models by name", "model"),
+        "suites": named("suites by name", "suite"),
+        "features": named("feature sets by name", "feature"),
+        "faults": named("fault plans by name", "fault"),
+        "anchor": {"$ref": "#/$defs/anchor"},
+    });
+    object("definitions that matrices include", &["schema", "about"], properties)
 }
 
 fn bound() -> Value {
@@ -139,12 +157,12 @@ fn feature() -> Value {
 fn fault() -> Value {
     let properties = json!({
         "about": text("what goes wrong, in words"),
-        "action": word("what goes wrong", &["kill", "hang", "slow", "drop", "duplicate", "reorder", "corrupt"]),
-        "replica": number("replica that it happens to"),
-        "step": number("step of that replica"),
+        "action": word("what goes wrong", &Action::ALL.map(Action::name)),
+        "replica": number("replica that it happens to; for what happens to replicas"),
+        "step": number("report of that replica; for what happens to replicas"),
         "witness": map_of("what must have happened", json!({"$ref": "#/$defs/demand"})),
     });
-    object("a fault plan", &["about", "action", "replica", "step"], properties)
+    object("a fault plan", &["about", "action"], properties)
 }
 
 fn anchor() -> Value {

@@ -231,6 +231,7 @@ fn the_schema_and_the_parser_know_the_same_keys() {
         ("fault", "faults: { x: { zzz: 1 } }"),
         ("sampling", "features: { x: { sampling: { zzz: 1 } } }"),
         ("anchor", "anchor: { zzz: 1 }"),
+        ("suspend", "features: { x: { suspend: { zzz: 1 } } }"),
         ("block", "blocks: [ { zzz: 1 } ]"),
         ("axes", "blocks: [ { axes: { zzz: 1 } } ]"),
         ("exclude", "blocks: [ { exclude: [ { zzz: 1 } ] } ]"),
@@ -240,4 +241,92 @@ fn the_schema_and_the_parser_know_the_same_keys() {
         // With exactly two keys the parser writes "`a` or `b`", with one it says "expected `a`": the same list.
         assert_eq!(ours, parser, "{def}");
     }
+}
+
+/// A shared part with one feature set and the anchor, and a matrix that includes it.
+fn with_part(part: &str, include: &str) -> crate::Result<Matrix> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("part.yaml"), part).unwrap();
+    let rest = SMALL.replace(
+        "anchor: { api: sync-direct, layout: tp=1, transport: threads, device: cpu, feature: plain }",
+        include,
+    );
+    let file = dir.path().join("small.yaml");
+    std::fs::write(&file, rest).unwrap();
+    Matrix::read(&file)
+}
+
+const PART: &str = "schema: parity-matrix-part/1
+about: shared
+anchor: { api: engine, layout: tp=1, transport: threads, device: cpu, feature: plain }
+";
+
+#[test]
+fn shared_parts_are_included_and_digested() {
+    let matrix = with_part(PART, "include: [part.yaml]").unwrap();
+    assert_eq!(matrix.anchor.api, Api::Engine);
+    assert_eq!(matrix.expansion.cells.len(), 72);
+    let other = with_part(&PART.replace("about: shared", "about: other"), "include: [part.yaml]").unwrap();
+    assert_ne!(matrix.sha256, other.sha256, "a change of a part is a change of the matrix");
+}
+
+#[test]
+fn shared_parts_that_cannot_be_meant_are_refused() {
+    let twice = format!("{PART}models: {{ dense: {{ path: elsewhere }} }}\n");
+    for (part, include, path, reason) in [
+        (PART, "include: [absent.yaml]", "include[0]", "absent.yaml"),
+        (&twice, "include: [part.yaml]", "include[0]", "models.dense, which is defined already"),
+        (PART, "", "anchor", "there is none"),
+        ("schema: x\nabout: y\n", "include: [part.yaml]", "include[0]", "`x` is not parity-matrix-part/1"),
+        ("schema: x\nabout: y\nblocks: []\n", "include: [part.yaml]", "blocks", "unknown field"),
+    ] {
+        match with_part(part, include) {
+            Err(HarnessError::Matrix { path: at, reason: why, .. }) => {
+                assert!(at == path && why.contains(reason), "{at}: {why}");
+            }
+            other => panic!("{part} {include}: {:?}", other.map(|m| m.expansion.cells.len())),
+        }
+    }
+}
+
+#[test]
+fn faults_happen_only_where_they_can_be_seen() {
+    for (from, to, reason) in [
+        ("replica: 1, step: 3", "replica: 1", "say which `replica`, and at which `step`"),
+        ("action: kill", "action: abandon", "it has no replica and no step"),
+        ("replica: 1", "replica: 2", "happens to replica 2, and `dp=2` has 2"),
+        (
+            r#"cells: "fault(kill) - api(async-coordinator)""#,
+            r#"cells: "fault(kill) & suite(core)""#,
+            "cannot happen behind `sync-direct`",
+        ),
+    ] {
+        let text = SMALL.replace(from, to);
+        assert_ne!(text, SMALL, "{from}");
+        let error =
+            Matrix::new(Path::new("x"), MatrixFile::parse(Path::new("x"), &text).unwrap(), String::new());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+/// The shipped matrices: ids are what filters, quarantines and certificates name, so none may change unseen.
+#[test]
+fn ids_of_the_shipped_matrices_stay() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens/matrix");
+    let mut shown = String::new();
+    for name in ["pr", "certify", "nightly", "weekly", "gpu"] {
+        let matrix = Matrix::read(&dir.join(format!("{name}.yaml"))).unwrap();
+        let mut blocks: std::collections::BTreeMap<&str, Vec<&str>> = Default::default();
+        for cell in &matrix.expansion.cells {
+            blocks.entry(&cell.block).or_default().push(&cell.id);
+        }
+        for (block, mut ids) in blocks {
+            ids.sort_unstable();
+            let digest = crate::digest::sha256_hex(ids.join("\n").as_bytes());
+            let (first, last) = (ids.first().unwrap(), ids.last().unwrap());
+            shown += &format!("{name}/{block}: {} cells, {first} .. {last}, {}\n", ids.len(), &digest[..12]);
+        }
+    }
+    insta::assert_snapshot!(shown);
 }

@@ -215,7 +215,8 @@ fn ask<'a>(
     let subject = subject.as_mut().map_err(|why| why.clone())?;
     let suite = shared.inputs.suite(cell)?;
     let feature = shared.matrix.spec.features.get(&cell.feature).ok_or("its feature set is not defined")?;
-    let question = Ask { suite: &suite.golden, feature, cell: Some(cell) };
+    let fault = shared.matrix.spec.faults.get(&cell.fault);
+    let question = Ask { suite: &suite.golden, feature, fault, cell: Some(cell) };
     let answered = subject.answer(&question).map_err(|error| error.to_string())?;
     Ok((answered, suite))
 }

@@ -14,7 +14,7 @@ use crate::compare::Witnesses;
 use crate::compare::near_tie::Forced;
 use crate::error::Result;
 use crate::golden::{Golden, GoldenCase};
-use crate::matrix::{Cell, FeatureSpec};
+use crate::matrix::{Cell, FaultSpec, FeatureSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -37,6 +37,8 @@ pub struct Ask<'a> {
     pub suite: &'a Golden,
     /// How requests arrive, stream, are sampled and disturbed.
     pub feature: &'a FeatureSpec,
+    /// What goes wrong while it answers.
+    pub fault: Option<&'a FaultSpec>,
     /// The cell that asks; `None` when a subject is asked outside a matrix.
     pub cell: Option<&'a Cell>,
 }

@@ -34,9 +34,10 @@ impl EngineDoor {
     pub fn new(plan: Plan) -> Result<Self> {
         let layout = plan.cell.layout;
         let device: DeviceKind = plan.cell.device.parse().map_err(refused)?;
-        let spec = plan.checkpoint.spec();
+        let checkpoint = std::sync::Arc::clone(plan.model.checkpoint());
+        let spec = checkpoint.spec();
         let (eos, max_positions) = (spec.eos.clone(), spec.max_positions);
-        let deployment = Deployment::new(plan.checkpoint, plan.config, layout.0).map_err(refused)?;
+        let deployment = Deployment::new(checkpoint, plan.config, layout.0).map_err(refused)?;
         let deployment = Deployment { source: Some(plan.source), ..deployment };
         let facts = ModelFacts { eos, max_positions, num_blocks: deployment.blocks().map_err(refused)? };
         let engine = |executor| DynamicInferenceEngine::new(executor, &deployment.config, &facts);

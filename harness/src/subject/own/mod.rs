@@ -2,6 +2,8 @@
 
 pub mod config;
 pub mod engine_door;
+mod facade;
+pub mod facade_door;
 pub mod question;
 mod transport;
 
@@ -10,22 +12,22 @@ use crate::matrix::{Api, Cell, Matrix};
 use crate::run::Fleet;
 use crate::run::inputs::ModelInput;
 use crate::subject::Subject;
+use api::Model;
 use engine::config::InferenceConfig;
-use engine::model::checkpoint::Checkpoint;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Builds our engine in the configuration of a cell. Models are opened once and shared.
 #[derive(Default)]
 pub struct OwnFleet {
-    opened: Mutex<BTreeMap<PathBuf, Arc<Checkpoint>>>,
+    opened: Mutex<BTreeMap<PathBuf, Model>>,
 }
 
 /// What an engine is built from.
 pub(crate) struct Plan {
     /// The model.
-    pub checkpoint: Arc<Checkpoint>,
+    pub model: Model,
     /// Settings of model and feature set over the defaults.
     pub config: InferenceConfig,
     /// The cell that asks first; others with the same key ask later.
@@ -36,14 +38,14 @@ pub(crate) struct Plan {
 
 impl OwnFleet {
     /// Opens a model, or shares the one that is open.
-    fn open(&self, path: &PathBuf) -> Result<Arc<Checkpoint>> {
+    fn open(&self, path: &PathBuf) -> Result<Model> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(checkpoint) = opened.get(path) {
-            return Ok(Arc::clone(checkpoint));
+        if let Some(model) = opened.get(path) {
+            return Ok(model.clone());
         }
-        let checkpoint = Arc::new(Checkpoint::open(path).map_err(refused)?);
-        opened.insert(path.clone(), Arc::clone(&checkpoint));
-        Ok(checkpoint)
+        let model = Model::open(&path.to_string_lossy()).map_err(facade::refused)?;
+        opened.insert(path.clone(), model.clone());
+        Ok(model)
     }
 }
 
@@ -64,14 +66,11 @@ impl Fleet for OwnFleet {
             HarnessError::subject("our engine", format!("{path}: {why}"), "mend the settings in the matrix")
         })?;
         transport::check(cell, matrix)?;
-        let plan = Plan {
-            checkpoint: self.open(&model.path)?,
-            config,
-            cell: cell.clone(),
-            source: model.path.clone(),
-        };
+        let plan =
+            Plan { model: self.open(&model.path)?, config, cell: cell.clone(), source: model.path.clone() };
         match cell.api {
             Api::Engine => Ok(Box::new(engine_door::EngineDoor::new(plan)?)),
+            Api::SyncDirect | Api::AsyncDirect => Ok(Box::new(facade_door::FacadeDoor::new(plan)?)),
             other => {
                 Err(HarnessError::subject("our engine", format!("front door `{other}` is not there"), "none"))
             }

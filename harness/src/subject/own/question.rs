@@ -41,6 +41,27 @@ pub fn questions(ask: &Ask<'_>) -> Vec<Question> {
     }
 }
 
+/// Requests of two strangers, who ask for far more than they will wait for. Cases count from the end of the suite, so that
+/// their answers are nobody's.
+pub fn strangers(ask: &Ask<'_>) -> Vec<Question> {
+    const FAR_MORE: u32 = 256;
+    let prompts =
+        ask.suite.cases.iter().map(|case| &case.prompt_ids).filter(|prompt| prompt.len() < 128).take(2);
+    let params = SamplingParams { termination_id: Some(-1), ..SamplingParams::greedy(FAR_MORE) };
+    let case = ask.suite.cases.len();
+    prompts.map(|prompt| Question { case, prompt: prompt.clone(), params: params.clone() }).collect()
+}
+
+/// A prompt that is one token longer than a model of `max_positions` can take.
+pub fn overlong(ask: &Ask<'_>, max_positions: usize) -> Question {
+    let token = ask.suite.cases.first().and_then(|case| case.prompt_ids.first()).copied().unwrap_or(0);
+    Question {
+        case: ask.suite.cases.len(),
+        prompt: vec![token; max_positions + 1],
+        params: SamplingParams::greedy(1),
+    }
+}
+
 /// Sampling of a case.
 fn params(ask: &Ask<'_>, index: usize) -> SamplingParams {
     let settings = &ask.suite.settings;
