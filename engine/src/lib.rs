@@ -8,7 +8,7 @@ pub mod config;
 pub mod coordinator;
 pub mod dtype;
 pub mod error;
-#[cfg(feature = "faults")]
+#[cfg(any(test, feature = "faults"))]
 pub mod faults;
 pub mod kernels;
 pub mod model;

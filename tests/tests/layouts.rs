@@ -32,13 +32,14 @@ fn must_fail(model: &str, layout: Layout, fault: engine::faults::Fault) -> Resul
 
 #[cfg(feature = "faults")]
 fn twins(trials: &mut Vec<Trial>) {
-    use engine::faults::Fault;
+    use engine::faults::{Fault, OneUlp};
+    use engine::model::tap::Op;
     for (fault, layout) in [
         (Fault::RankOrderSum, "tp=3"),
         (Fault::Bf16Nodes, "tp=2"),
         (Fault::DroppedNode, "tp=2"),
         (Fault::SwappedNodes, "tp=3"),
-        (Fault::OneUlp { layer: 3, column: 5 }, "tp=2,pp=2"),
+        (Fault::OneUlp(OneUlp { layer: 3, op: Op::AttentionResidual, rank: None, column: 5 }), "tp=2,pp=2"),
     ] {
         let Ok(layout) = layout.parse::<Layout>() else { continue };
         trials.push(Trial::test(format!("twin::{fault:?}"), move || must_fail("dense", layout, fault)));

@@ -41,6 +41,12 @@ impl PrefixIndex {
         self.by_digest.get(digest).copied()
     }
 
+    /// The registered block of the lowest number, for a planted mistake.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn any(&self) -> Option<u32> {
+        self.by_digest.values().min().copied()
+    }
+
     /// True when `block` is registered under `digest`.
     pub fn is(&self, block: u32, digest: &Digest) -> bool {
         self.entries[block as usize].as_ref().is_some_and(|entry| entry.digest == *digest)

@@ -79,6 +79,12 @@ impl BlockPool {
         self.index.find(digest)
     }
 
+    /// Any shareable block, for a planted mistake.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn any(&self) -> Option<u32> {
+        self.index.any()
+    }
+
     /// True when `block` has no user now, so that using it makes one block less available.
     pub fn is_cached(&self, block: u32) -> bool {
         self.blocks.refs(block) == 0

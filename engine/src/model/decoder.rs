@@ -6,9 +6,10 @@ use crate::kernels::device::{AttentionArgs, Device, KvShape, NormArgs};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::links::Links;
 use crate::model::moe::MoeLink;
+use crate::model::probe::{Part, Probe};
 use crate::model::spec::{ModelSpec, QkNorm};
 use crate::model::stage::{FfnWeights, LayerWeights, StageWeights};
-use crate::model::tap::{Tap, TapPoint};
+use crate::model::tap::{Op, Tap};
 use crate::model::tensor::Tensor;
 use crate::model::workspace::Workspace;
 use crate::parallel::shard::{FfnShard, RowShard, Shard};
@@ -27,11 +28,11 @@ pub struct Decoder<D: Device> {
     pub(crate) ws: Workspace<D>,
     pub(crate) kv: Option<D::Kv>,
     pub(crate) kv_shape: KvShape,
-    pub(crate) tap: Option<Box<dyn Tap>>,
+    pub(crate) probe: Probe,
     bytes: Vec<u8>,
     floats: Vec<f32>,
     #[cfg(feature = "faults")]
-    fault: Option<crate::faults::Fault>,
+    pub(crate) fault: Option<crate::faults::Fault>,
 }
 
 /// What a decoder is assembled from.
@@ -56,6 +57,8 @@ pub struct Parts<D: Device> {
     pub kv_shape: KvShape,
     /// Positions of the rotary tables.
     pub positions: usize,
+    /// Receives intermediate values.
+    pub tap: Option<Box<dyn Tap>>,
     /// A planted fault.
     #[cfg(feature = "faults")]
     pub fault: Option<crate::faults::Fault>,
@@ -64,9 +67,17 @@ pub struct Parts<D: Device> {
 impl<D: Device> Decoder<D> {
     /// Allocates everything that steps need.
     pub fn new(mut parts: Parts<D>) -> Result<Self> {
+        #[cfg(feature = "faults")]
+        crate::model::planted::in_parts(&mut parts)?;
         parts.dev.build_rope(&parts.checkpoint.spec().ropes, parts.positions)?;
         let ws = Workspace::new(&mut parts)?;
         let kv = Some(parts.dev.alloc_kv(parts.kv_shape)?);
+        #[cfg_attr(not(feature = "faults"), expect(unused_mut, reason = "a fault is planted in it"))]
+        let mut probe = Probe::new(parts.links.transport.rank(), parts.tap);
+        #[cfg(feature = "faults")]
+        {
+            probe.fault = parts.fault;
+        }
         Ok(Self {
             dev: parts.dev,
             checkpoint: parts.checkpoint,
@@ -77,7 +88,7 @@ impl<D: Device> Decoder<D> {
             ws,
             kv,
             kv_shape: parts.kv_shape,
-            tap: None,
+            probe,
             bytes: Vec::new(),
             floats: Vec::new(),
             #[cfg(feature = "faults")]
@@ -90,11 +101,6 @@ impl<D: Device> Decoder<D> {
         self.checkpoint.spec()
     }
 
-    /// Sends intermediate values to `tap` from now on.
-    pub fn set_tap(&mut self, tap: Option<Box<dyn Tap>>) {
-        self.tap = tap;
-    }
-
     /// Runs the plan's rows through this stage. The residual stream is left in the workspace (last stage) or sent on.
     /// `group_rows` are the rows of each replica that shares experts with this one, this one included.
     pub fn forward(&mut self, plan: &StepPlan, group_rows: &[usize]) -> Result<()> {
@@ -102,6 +108,7 @@ impl<D: Device> Decoder<D> {
         if rows > self.ws.max_rows {
             return Err(EngineError::internal(format!("a step of {rows} rows exceeds {}", self.ws.max_rows)));
         }
+        self.probe.begin(plan);
         #[cfg(feature = "faults")]
         let planted = crate::faults::in_plan(self.fault, plan);
         #[cfg(feature = "faults")]
@@ -109,9 +116,10 @@ impl<D: Device> Decoder<D> {
         self.dev.begin(plan, self.kv_shape.block_size)?;
         if self.links.prev.is_some() {
             self.receive(rows)?;
+            self.look_at_stream(self.shard.layers.start - 1, Op::FfnResidual, rows)?;
         } else if rows > 0 {
             self.embed(plan)?;
-            self.record(plan, self.shard.layers.start, "embed", rows)?;
+            self.look_at_stream(self.shard.layers.start, Op::Embedding, rows)?;
         }
         for local in 0..self.weights.layers.len() {
             if rows > 0 {
@@ -172,20 +180,32 @@ impl<D: Device> Decoder<D> {
         let (rows, hidden) = (plan.rows(), spec.hidden);
         let global = self.shard.layers.start + local;
         let (ws, dev, heads) = (&mut self.ws, &mut self.dev, &self.shard.heads);
-        let layer = &self.weights.layers[local];
+        let (layer, probe) = (&self.weights.layers[local], &mut self.probe);
         dev.rms_norm(&mut ws.x, &ws.h, &layer.attn_norm, residual_norm(spec, rows))?;
+        probe.look(dev, &mut ws.x, (global, Op::AttentionNorm), Part::whole(hidden))?;
         dev.linear((&mut ws.qkv, 0), &ws.x, (hidden, 0), &layer.qkv, rows)?;
         if let Some(bias) = &layer.qkv_bias {
             dev.add_bias(&mut ws.qkv, bias, rows, heads.width())?;
         }
         qk_norm(dev, ws, layer, spec, (heads, rows))?;
         dev.rope(&mut ws.qkv, heads, spec.layers[global].rope)?;
+        for (op, part) in fused_parts(&self.shard) {
+            probe.look(dev, &mut ws.qkv, (global, op), part)?;
+        }
         let kv = self.kv.as_mut().ok_or_else(|| EngineError::internal("a step without KV storage"))?;
         dev.append_kv(kv, &ws.qkv, local, heads)?;
         let args =
             AttentionArgs { layer: local, heads, scale: spec.attn_scale, window: spec.layers[global].window };
+        #[cfg(feature = "faults")]
+        if let Some(masked) = crate::faults::masked_plan(self.fault, plan) {
+            dev.begin(&masked, self.kv_shape.block_size)?;
+        }
         dev.attention(&mut ws.attn, &ws.qkv, kv, args)?;
+        #[cfg(feature = "faults")]
+        dev.begin(plan, self.kv_shape.block_size)?;
         let width = heads.q_heads * heads.head_dim;
+        let first = self.shard.q_heads.start * heads.head_dim;
+        probe.look(dev, &mut ws.attn, (global, Op::Heads), Part::cut(first..first + width))?;
         cover_products(
             dev,
             &mut ws.nodes,
@@ -193,30 +213,26 @@ impl<D: Device> Decoder<D> {
             (&layer.o, &self.shard.attn_out),
             (rows, width, hidden),
         )?;
+        let place = (global, Op::AttentionNode);
+        probe.look_at_nodes(dev, &ws.nodes, place, (&self.shard.attn_out, hidden))?;
         self.links.attn_out.finish(dev, &mut self.links.tp, &mut ws.nodes, (rows, hidden))?;
+        probe.look(dev, &mut ws.nodes, (global, Op::AttentionSum), Part::whole(hidden))?;
         if let Some(norm) = &layer.post_attn {
             dev.rms_norm_in_place(&mut ws.nodes, norm, residual_norm(spec, rows))?;
         }
         dev.add(&mut ws.h, &ws.nodes, rows * hidden)?;
-        #[cfg(feature = "faults")]
-        if let Some(crate::faults::Fault::OneUlp { layer, column }) = self.fault.filter(|_| rows > 0)
-            && layer == global
-        {
-            let mut element = [0.0];
-            dev.read(&ws.h, column % hidden, &mut element)?;
-            dev.write(&mut ws.h, column % hidden, &[f32::from_bits(element[0].to_bits() ^ 1)])?;
-        }
-        self.record(plan, global, "attention", rows)
+        probe.look(dev, &mut ws.h, (global, Op::AttentionResidual), Part::whole(hidden))
     }
 
     fn feed_forward(&mut self, plan: &StepPlan, local: usize, group_rows: &[usize]) -> Result<()> {
         let spec = self.checkpoint.spec();
         let (rows, hidden) = (plan.rows(), spec.hidden);
         let global = self.shard.layers.start + local;
-        let layer = &self.weights.layers[local];
+        let (layer, probe) = (&self.weights.layers[local], &mut self.probe);
         let (ws, dev) = (&mut self.ws, &mut self.dev);
         if rows > 0 {
             dev.rms_norm(&mut ws.x, &ws.h, &layer.ffn_norm, residual_norm(spec, rows))?;
+            probe.look(dev, &mut ws.x, (global, Op::FfnNorm), Part::whole(hidden))?;
         }
         match &layer.ffn {
             FfnWeights::Dense { gate_up, down } => {
@@ -230,8 +246,10 @@ impl<D: Device> Decoder<D> {
                 if let Some(gate_up) = gate_up {
                     dev.linear((&mut ws.gate_up, 0), &ws.x, (hidden, 0), gate_up, rows)?;
                     dev.gated(&mut ws.act, &ws.gate_up, rows, inner, spec.activation)?;
+                    probe.look(dev, &mut ws.act, (global, Op::Activation), Part::cut(part.inputs()))?;
                 }
                 cover_products(dev, &mut ws.nodes, &ws.act, (down, part), (rows, inner, hidden))?;
+                probe.look_at_nodes(dev, &ws.nodes, (global, Op::FfnNode), (part, hidden))?;
                 let finisher = self.links.ffn_out.as_mut();
                 let finisher =
                     finisher.ok_or_else(|| EngineError::internal("dense layer without a reducer"))?;
@@ -242,17 +260,18 @@ impl<D: Device> Decoder<D> {
                     self.moe.as_mut().ok_or_else(|| EngineError::internal("experts without a group"))?;
                 let experts =
                     crate::kernels::device::Experts { ids, gate_up, down, activation: spec.activation };
-                moe.run(dev, ws, router, experts, group_rows)?;
+                moe.run((dev, ws), router, experts, group_rows, (probe, global))?;
             }
         }
         if rows == 0 {
             return Ok(());
         }
+        probe.look(dev, &mut ws.nodes, (global, Op::FfnSum), Part::whole(hidden))?;
         if let Some(norm) = &layer.post_ffn {
             dev.rms_norm_in_place(&mut ws.nodes, norm, residual_norm(spec, rows))?;
         }
         dev.add(&mut ws.h, &ws.nodes, rows * hidden)?;
-        self.record(plan, global, "feed_forward", rows)
+        probe.look(dev, &mut ws.h, (global, Op::FfnResidual), Part::whole(hidden))
     }
 
     fn receive(&mut self, rows: usize) -> Result<()> {
@@ -275,22 +294,33 @@ impl<D: Device> Decoder<D> {
         let Some(next) = self.links.next else { return Ok(()) };
         self.floats.resize(rows * self.checkpoint.spec().hidden, 0.0);
         self.dev.read(&self.ws.h, 0, &mut self.floats)?;
+        #[cfg(feature = "faults")]
+        if self.fault == Some(crate::faults::Fault::Bf16Stage) {
+            crate::faults::through_bf16(&mut self.floats);
+        }
         self.links.transport.send(next, bytemuck::cast_slice(&self.floats))
     }
 
-    /// Hands the residual stream to the tap, if there is one.
-    fn record(&mut self, plan: &StepPlan, layer: usize, op: &'static str, rows: usize) -> Result<()> {
-        let Some(tap) = &mut self.tap else { return Ok(()) };
-        self.floats.resize(rows * self.checkpoint.spec().hidden, 0.0);
-        self.dev.read(&self.ws.h, 0, &mut self.floats)?;
-        tap.tap(
-            TapPoint { step: plan.step, layer, op, rank: self.links.transport.rank() },
-            rows,
-            0,
-            &self.floats,
-        );
-        Ok(())
+    /// Shows the residual stream to the probe.
+    fn look_at_stream(&mut self, layer: usize, op: Op, rows: usize) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let hidden = self.checkpoint.spec().hidden;
+        self.probe.look(&mut self.dev, &mut self.ws.h, (layer, op), Part::whole(hidden))
     }
+}
+
+/// Where queries, keys and values lie in the fused row of a shard.
+fn fused_parts(shard: &Shard) -> [(Op, Part); 3] {
+    let (heads, dim) = (&shard.heads, shard.heads.head_dim);
+    let (q, kv) = (heads.q_heads * dim, heads.kv_heads * dim);
+    let part = |offset, width, head: usize| Part { offset, stride: heads.width(), width, first: head * dim };
+    [
+        (Op::Query, part(0, q, shard.q_heads.start)),
+        (Op::Key, part(q, kv, shard.kv_heads.start)),
+        (Op::Value, part(q + kv, kv, shard.kv_heads.start)),
+    ]
 }
 
 /// RMSNorm over the residual stream.

@@ -4,7 +4,8 @@
 use crate::error::{EngineError, Result};
 use crate::kernels::device::Device;
 use crate::model::decoder::{Decoder, residual_norm};
-use crate::model::tap::TapPoint;
+use crate::model::probe::Part;
+use crate::model::tap::Op;
 use crate::model::workspace::HEAD_ROWS;
 use crate::numerics::math;
 use crate::parallel::tree;
@@ -32,7 +33,7 @@ impl<D: Device> Decoder<D> {
         wanted.extend(plan.wanted());
         let result = wanted.chunks(HEAD_ROWS).enumerate().try_for_each(|(i, rows)| {
             let targets = plan.targets.get(i * HEAD_ROWS..).unwrap_or(&[]);
-            self.head_rows(plan, rows, targets, out, scratch)
+            self.head_rows(rows, targets, out, scratch)
         });
         scratch.wanted = wanted;
         result
@@ -40,22 +41,25 @@ impl<D: Device> Decoder<D> {
 
     fn head_rows(
         &mut self,
-        plan: &StepPlan,
         wanted: &[(usize, Want)],
         targets: &[u32],
         out: &mut StepOutput,
         scratch: &mut HeadScratch,
     ) -> Result<()> {
         let spec = self.checkpoint.spec();
-        let (rows, hidden, vocab) = (wanted.len(), spec.hidden, spec.vocab);
+        let (rows, hidden, vocab, layer) = (wanted.len(), spec.hidden, spec.vocab, spec.layers.len());
         scratch.rows.clear();
         scratch.rows.extend(wanted.iter().map(|(row, _)| *row as u32));
         self.dev.gather(&mut self.ws.head_x, &self.ws.h, &scratch.rows, hidden)?;
         let norm =
             self.weights.final_norm.as_ref().ok_or_else(|| EngineError::internal("no final norm here"))?;
         self.dev.rms_norm_in_place(&mut self.ws.head_x, norm, residual_norm(spec, rows))?;
+        self.probe.pick(&scratch.rows);
+        let (dev, ws, probe) = (&mut self.dev, &mut self.ws, &mut self.probe);
+        probe.look(dev, &mut ws.head_x, (layer, Op::FinalNorm), Part::whole(hidden))?;
         if let Some(head) = &self.weights.head {
-            self.dev.linear((&mut self.ws.logits, 0), &self.ws.head_x, (hidden, 0), head, rows)?;
+            dev.linear((&mut ws.logits, 0), &ws.head_x, (hidden, 0), head, rows)?;
+            probe.look(dev, &mut ws.logits, (layer, Op::Logits), Part::cut(self.shard.vocab()))?;
         }
         self.winners(rows, scratch)?;
         self.leaf_sums(rows, scratch)?;
@@ -67,17 +71,20 @@ impl<D: Device> Decoder<D> {
             out.max.push(scratch.best[i].0);
             out.log_sum.push(math::log(tree::sum(&scratch.sums[i * leaves..(i + 1) * leaves])));
         }
-        self.values(wanted, targets, out, scratch)?;
-        self.record_logits(plan, rows, scratch)
+        self.probe.show((layer, Op::LogSum), &out.log_sum[out.log_sum.len() - rows..]);
+        self.values(wanted, targets, out, scratch)
     }
 
     /// The global winner of each row into `scratch.best`.
     fn winners(&mut self, rows: usize, scratch: &mut HeadScratch) -> Result<()> {
-        let (range, tp) = (self.shard.vocab(), &mut self.links.tp);
+        let range = self.shard.vocab();
         scratch.best.clear();
         if !range.is_empty() {
             self.dev.row_max(&self.ws.logits, rows, range.len(), &mut scratch.best)?;
+            #[cfg(feature = "faults")]
+            self.last_of_ties(rows, scratch)?;
         }
+        let tp = &mut self.links.tp;
         if tp.len() == 1 {
             return Ok(());
         }
@@ -112,6 +119,12 @@ impl<D: Device> Decoder<D> {
         scratch.send.clear();
         if !range.is_empty() {
             self.dev.exp_sums(&self.ws.logits, (range.len(), leaf), &scratch.max, &mut scratch.send)?;
+            #[cfg(feature = "faults")]
+            if self.fault == Some(crate::faults::Fault::PaddingInSum) {
+                let leaves = range.len().div_ceil(leaf);
+                let last = scratch.send.chunks_exact_mut(leaves).filter_map(<[f32]>::last_mut);
+                last.zip(&scratch.max).for_each(|(sum, max)| *sum += math::exp(-max));
+            }
         }
         if tp.len() == 1 {
             std::mem::swap(&mut scratch.send, &mut scratch.sums);
@@ -165,15 +178,19 @@ impl<D: Device> Decoder<D> {
         Ok(())
     }
 
-    /// Hands this rank's logits to the tap, if there is one.
-    fn record_logits(&mut self, plan: &StepPlan, rows: usize, scratch: &mut HeadScratch) -> Result<()> {
-        let Some(tap) = &mut self.tap else { return Ok(()) };
-        let range = self.shard.vocab();
-        scratch.send.resize(rows * range.len(), 0.0);
-        self.dev.read(&self.ws.logits, 0, &mut scratch.send)?;
-        let layer = self.checkpoint.spec().layers.len();
-        let at = TapPoint { step: plan.step, layer, op: "logits", rank: self.links.transport.rank() };
-        tap.tap(at, rows, range.start, &scratch.send);
+    /// A planted fault: the last of several largest logits wins.
+    #[cfg(feature = "faults")]
+    fn last_of_ties(&mut self, rows: usize, scratch: &mut HeadScratch) -> Result<()> {
+        if self.fault != Some(crate::faults::Fault::UnstableTie) {
+            return Ok(());
+        }
+        let mut logits = vec![0.0; self.shard.vocab().len()];
+        for (row, best) in scratch.best.iter_mut().enumerate().take(rows) {
+            self.dev.read(&self.ws.logits, row * logits.len(), &mut logits)?;
+            if let Some(last) = logits.iter().rposition(|logit| *logit == best.0) {
+                best.1 = last as u32;
+            }
+        }
         Ok(())
     }
 }

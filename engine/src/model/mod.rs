@@ -16,6 +16,9 @@ mod hf;
 mod inventory;
 pub mod links;
 pub mod moe;
+#[cfg(feature = "faults")]
+mod planted;
+mod probe;
 mod rope;
 pub mod stage;
 mod stored;

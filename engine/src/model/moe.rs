@@ -3,7 +3,9 @@
 
 use crate::error::{EngineError, Result};
 use crate::kernels::device::{Device, Experts, RouteArgs, Routing};
+use crate::model::probe::{Part, Probe};
 use crate::model::spec::{Ffn, ModelSpec};
+use crate::model::tap::Op;
 use crate::model::workspace::Workspace;
 use crate::parallel::comm::Transport;
 use crate::parallel::comm::collectives::Group;
@@ -123,14 +125,14 @@ impl MoeLink {
     }
 
     /// Runs the block on `ws.x`, leaving `[rows, hidden]` at the start of `ws.nodes`.
-    /// `rows_of` are the rows of each replica in the group.
-    pub fn run<D: Device>(
+    /// `rows_of` are the rows of each replica in the group; `probe` sees the results of this layer.
+    pub(crate) fn run<D: Device>(
         &mut self,
-        dev: &mut D,
-        ws: &mut Workspace<D>,
+        (dev, ws): (&mut D, &mut Workspace<D>),
         router: &D::Weight,
         experts: Experts<'_, D::Weight>,
         rows_of: &[usize],
+        (probe, layer): (&mut Probe, usize),
     ) -> Result<()> {
         if rows_of.len() != self.replicas.len() {
             return Err(EngineError::internal(format!(
@@ -149,13 +151,23 @@ impl MoeLink {
         }
         let x = if alone { &ws.x } else { &ws.expert_x };
         dev.linear((&mut ws.router, 0), x, (self.hidden, 0), router, total)?;
-        self.route.rows = total;
-        dev.route(&mut self.routing, &ws.router, self.route)?;
-        dev.experts(&mut ws.contributions, x, &self.routing, total, experts)?;
         let first: usize = rows_of[..self.replica()].iter().sum();
         let mine = first..first + rows_of[self.replica()];
+        let width = self.route.experts;
+        let part = Part { offset: first * width, ..Part::whole(width) };
+        if !mine.is_empty() {
+            probe.look(dev, &mut ws.router, (layer, Op::Router), part)?;
+        }
+        self.route.rows = total;
+        dev.route(&mut self.routing, &ws.router, self.route)?;
+        #[cfg(feature = "faults")]
+        self.swap_gates(probe);
+        self.show_choice(probe, layer, mine.clone());
+        dev.experts(&mut ws.contributions, x, &self.routing, total, experts)?;
+        let outputs = Part::whole(self.route.top_k * self.hidden);
         if self.group.len() == 1 {
-            return dev.combine(&mut ws.nodes, &ws.contributions, &self.routing, mine, self.hidden);
+            probe.look(dev, &mut ws.contributions, (layer, Op::Experts), outputs)?;
+            return self.combine((dev, &mut ws.nodes), &ws.contributions, mine, probe);
         }
         self.exchange_contributions(dev, ws, rows_of)?;
         if mine.is_empty() {
@@ -163,7 +175,35 @@ impl MoeLink {
         }
         let block = mine.len() * self.route.top_k * self.hidden;
         dev.fold(&mut ws.exchanged, block, self.exchange.steps())?;
-        dev.combine(&mut ws.nodes, &ws.exchanged, &self.routing, mine, self.hidden)
+        probe.look(dev, &mut ws.exchanged, (layer, Op::Experts), outputs)?;
+        self.combine((dev, &mut ws.nodes), &ws.exchanged, mine, probe)
+    }
+
+    /// Joins the contributions of this replica's rows by the tree over experts.
+    #[cfg_attr(not(feature = "faults"), expect(unused_variables, reason = "the probe carries a planted fault"))]
+    fn combine<D: Device>(
+        &self,
+        (dev, out): (&mut D, &mut D::Buf),
+        y: &D::Buf,
+        rows: Range<usize>,
+        probe: &Probe,
+    ) -> Result<()> {
+        #[cfg(feature = "faults")]
+        if probe.fault == Some(crate::faults::Fault::ExpertsByRank) {
+            return self.combine_by_half((dev, out), y, rows);
+        }
+        dev.combine(out, y, &self.routing, rows, self.hidden)
+    }
+
+    /// Shows which experts this replica's rows chose, and with which weights.
+    fn show_choice(&self, probe: &mut Probe, layer: usize, rows: Range<usize>) {
+        if !probe.wants(layer, Op::Chosen) && !probe.wants(layer, Op::Gates) {
+            return;
+        }
+        let chosen = rows.start * self.route.top_k..rows.end * self.route.top_k;
+        let ids: Vec<f32> = self.routing.ids[chosen.clone()].iter().map(|id| *id as f32).collect();
+        probe.show((layer, Op::Chosen), &ids);
+        probe.show((layer, Op::Gates), &self.routing.weights[chosen]);
     }
 
     /// Brings the tokens of all replicas to every rank of the group, in replica order.
@@ -229,5 +269,41 @@ impl MoeLink {
             }
         }
         dev.write(&mut ws.exchanged, 0, &self.host)
+    }
+}
+
+/// Planted faults.
+#[cfg(feature = "faults")]
+impl MoeLink {
+    /// Gives the first two chosen experts of each row each other's weight.
+    fn swap_gates(&mut self, probe: &Probe) {
+        let top_k = self.route.top_k;
+        if probe.fault == Some(crate::faults::Fault::ExpertOrder) && top_k > 1 {
+            self.routing.weights.chunks_exact_mut(top_k).for_each(|row| row.swap(0, 1));
+        }
+    }
+
+    /// Combines with partial sums per half of the experts.
+    fn combine_by_half<D: Device>(
+        &self,
+        (dev, out): (&mut D, &mut D::Buf),
+        y: &D::Buf,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let (top_k, hidden) = (self.route.top_k, self.hidden);
+        let (mut ys, mut joined) = (vec![0.0; top_k * hidden], vec![0.0; hidden]);
+        for (to, row) in rows.enumerate() {
+            dev.read(y, to * top_k * hidden, &mut ys)?;
+            for (column, sum) in joined.iter_mut().enumerate() {
+                let term = |j: usize| {
+                    let chosen = row * top_k + j;
+                    (self.routing.ids[chosen], self.routing.weights[chosen] * ys[j * hidden + column])
+                };
+                let terms: Vec<(u32, f32)> = (0..top_k).map(term).collect();
+                *sum = crate::faults::by_half(&terms, self.route.experts);
+            }
+            dev.write(out, to * hidden, &joined)?;
+        }
+        Ok(())
     }
 }

@@ -47,11 +47,9 @@ pub struct Scheduler {
     matched: Vec<u32>,
     tokens_left: usize,
     rows_left: usize,
-    /// Planted mistakes.
+    /// Planted mistake.
     #[cfg(any(test, feature = "faults"))]
-    pub(crate) early_sharing: bool,
-    #[cfg(any(test, feature = "faults"))]
-    pub(crate) stale_block: bool,
+    pub(crate) planted: Option<crate::faults::Fault>,
 }
 
 impl Scheduler {
@@ -135,7 +133,7 @@ impl Scheduler {
             let digests = active.sequence_mut().digests(after, limits.block_size, version);
             self.pending.extend_from_slice(&digests[before..]);
             #[cfg(any(test, feature = "faults"))]
-            if self.early_sharing {
+            if self.planted == Some(crate::faults::Fault::EarlySharing) {
                 self.pending.clear();
                 context.share(index, after);
             }
@@ -216,10 +214,11 @@ impl Scheduler {
         }
         let computed = self.matched.len() * limits.block_size;
         #[cfg(any(test, feature = "faults"))]
-        let computed = if self.stale_block && head.sequence().evicted {
-            computed.max(limits.block_size.min(goal - 1))
-        } else {
-            computed
+        let computed = match self.planted {
+            Some(crate::faults::Fault::ForgetfulEviction) if head.sequence().evicted => {
+                computed.max(limits.block_size.min(goal - 1))
+            }
+            _ => computed,
         };
         if !self.fits_step(head, goal - computed, limits) {
             return None;
@@ -267,6 +266,10 @@ impl Scheduler {
         let blocks = sequence.skippable() / limits.block_size;
         let digests = sequence.digests(blocks, limits.block_size, context.weight_version());
         self.matched.extend(digests.iter().map_while(|digest| context.pool.find(digest)));
+        #[cfg(any(test, feature = "faults"))]
+        if self.planted == Some(crate::faults::Fault::WrongPrefix) && self.matched.is_empty() {
+            self.matched.extend(context.pool.any().filter(|_| !digests.is_empty()));
+        }
         let missed = digests.get(self.matched.len());
         if missed.is_some_and(|digest| self.pending.contains(digest)) && !sequence.stood_back {
             sequence.stood_back = true;

@@ -12,9 +12,9 @@ use crate::schedule::sequence::Sequence;
 pub struct TextGenerationController {
     sampler: Sampler,
     top: Vec<TokenLogprob>,
-    /// Planted mistake.
+    /// Planted mistake, and the replica that it takes for a key.
     #[cfg(any(test, feature = "faults"))]
-    pub(crate) row_keyed: bool,
+    pub(crate) planted: Option<(crate::faults::Fault, u64)>,
 }
 
 /// A drawn token.
@@ -71,7 +71,11 @@ impl TextGenerationController {
         let row = row(sequence, out, entry, sequence.tokens.len() - 1)?;
         let stream = sequence.stream;
         #[cfg(any(test, feature = "faults"))]
-        let stream = if self.row_keyed { stream.keyed(u64::from(out.rows[entry])) } else { stream };
+        let stream = match self.planted {
+            Some((crate::faults::Fault::RowKeyedSeed, _)) => stream.keyed(u64::from(out.rows[entry])),
+            Some((crate::faults::Fault::RankKeyedSeed, replica)) => stream.keyed(replica),
+            _ => stream,
+        };
         let uniform = stream.uniform(sequence.tokens.len() as u64);
         let token = self
             .sampler

@@ -36,18 +36,6 @@ pub(crate) enum KvPlace {
     Released,
 }
 
-/// Mistakes that an engine can be told to make, in builds for tests.
-#[cfg(any(test, feature = "faults"))]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// Draws are keyed by the row of the batch instead of the request.
-    RowKeyedSeed,
-    /// Blocks are shared as soon as they are planned, before they are written.
-    EarlySharing,
-    /// The first block of an evicted request counts as computed although its storage was given away.
-    StaleBlock,
-}
-
 /// One engine: a queue, a context, a forward pass, a sampler.
 pub struct DynamicInferenceEngine {
     pub(crate) limits: Limits,
@@ -63,6 +51,8 @@ pub struct DynamicInferenceEngine {
     scheduler: Scheduler,
     plan: StepPlan,
     ended: Vec<(usize, Option<EngineError>)>,
+    #[cfg(any(test, feature = "faults"))]
+    planted: Option<crate::faults::Fault>,
 }
 
 impl DynamicInferenceEngine {
@@ -88,6 +78,8 @@ impl DynamicInferenceEngine {
             scheduler: Scheduler::default(),
             plan: StepPlan::default(),
             ended: Vec::new(),
+            #[cfg(any(test, feature = "faults"))]
+            planted: None,
         })
     }
 
@@ -164,6 +156,8 @@ impl DynamicInferenceEngine {
                 witness.tokens_sampled += 1;
                 sequence.push(drawn.token);
                 show(sequence, report);
+                #[cfg(any(test, feature = "faults"))]
+                spoil_stream(self.planted, sequence, report);
             }
             let done = sequence.ending.is_some() && scheduled.end >= sequence.goal();
             context.wrote(scheduled.index, scheduled.end);
@@ -191,6 +185,8 @@ impl DynamicInferenceEngine {
             };
             let output = self.context.finish(index, verdict);
             self.witness.finished(output.finish);
+            #[cfg(any(test, feature = "faults"))]
+            let Some(output) = self.spoil_end(output) else { continue };
             report.finished.push(output);
         }
         self.ended.clear();
@@ -282,14 +278,29 @@ impl DynamicInferenceEngine {
         }
     }
 
-    /// Plants a mistake, to prove that tests notice it.
+    /// Plants a mistake, to prove that tests notice it. `replica` is what a draw that is keyed by rank takes for a key.
     #[cfg(any(test, feature = "faults"))]
-    pub fn plant(&mut self, fault: Fault) {
-        match fault {
-            Fault::RowKeyedSeed => self.controller.row_keyed = true,
-            Fault::EarlySharing => self.scheduler.early_sharing = true,
-            Fault::StaleBlock => self.scheduler.stale_block = true,
+    pub fn plant(&mut self, fault: crate::faults::Fault, replica: u64) {
+        self.planted = Some(fault);
+        self.controller.planted = Some((fault, replica));
+        self.scheduler.planted = Some(fault);
+    }
+
+    /// The answer as a planted mistake leaves it.
+    #[cfg(any(test, feature = "faults"))]
+    fn spoil_end(&self, mut output: RequestOutput) -> Option<RequestOutput> {
+        use crate::faults::Fault;
+        match self.planted {
+            Some(Fault::LostTerminal) if self.witness.finished_stop + self.witness.finished_length == 2 => {
+                return None;
+            },
+            Some(Fault::StopTrimmedWrongly) if output.finish == crate::request::FinishReason::Stop => {
+                output.generated.pop();
+                output.logprobs.as_mut().map(Vec::pop);
+            }
+            _ => {}
         }
+        Some(output)
     }
 
     /// The effective bounds.
@@ -362,4 +373,16 @@ fn show(sequence: &mut Sequence, report: &mut StepReport) {
     let top = (sequence.top(from, to), sequence.params.top_n_logprobs as usize);
     report.push((sequence.id, from), tokens, logprobs, top);
     sequence.shown = to;
+}
+
+/// Spoils what was just shown of `sequence` as a planted mistake does.
+#[cfg(any(test, feature = "faults"))]
+fn spoil_stream(planted: Option<crate::faults::Fault>, sequence: &Sequence, report: &mut StepReport) {
+    use crate::faults::Fault;
+    let third = report.updates.last().filter(|update| (update.request, update.position) == (sequence.id, 2));
+    match (planted, third.cloned()) {
+        (Some(Fault::DroppedStreamToken), Some(_)) => drop(report.updates.pop()),
+        (Some(Fault::DuplicatedStreamToken), Some(third)) => report.updates.push(third),
+        _ => {}
+    }
 }

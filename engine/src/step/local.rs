@@ -3,7 +3,6 @@
 use crate::error::Result;
 use crate::kernels::device::Device;
 use crate::model::stage::PackCache;
-use crate::model::tap::Tap;
 use crate::parallel::comm::threads::ThreadWorld;
 use crate::step::plan::{Executor, ExecutorWitness, StepOutput, StepPlan};
 use crate::step::rank::{Deployment, Rank};
@@ -24,11 +23,6 @@ impl<D: Device> LocalExecutor<D> {
             .ok_or_else(|| crate::EngineError::internal("a world of one has no rank"))?;
         let rank = Rank::new(deployment, dev, transport, &PackCache::default())?;
         Ok(Self { vocab: rank.decoder.spec().vocab, rank })
-    }
-
-    /// Sends intermediate values to `tap` from now on.
-    pub fn set_tap(&mut self, tap: Option<Box<dyn Tap>>) {
-        self.rank.set_tap(tap);
     }
 
     /// The device.

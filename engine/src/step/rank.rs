@@ -10,7 +10,7 @@ use crate::model::links::Links;
 use crate::model::moe::MoeLink;
 use crate::model::spec::Ffn;
 use crate::model::stage::{PackCache, StageLoader};
-use crate::model::tap::Tap;
+use crate::model::tap::Taps;
 use crate::parallel::comm::Transport;
 use crate::parallel::layout::Layout;
 use crate::parallel::shard::{ExpertPlacement, Shard, ShardTable};
@@ -34,6 +34,8 @@ pub struct Deployment {
     pub placement: ExpertPlacement,
     /// Path that the model was opened from, if it was.
     pub source: Option<PathBuf>,
+    /// Who watches the intermediate values of each rank, for bisection. Ranks in other processes are not watched.
+    pub taps: Option<Arc<dyn Taps>>,
     /// A planted fault, for suites that prove that they would notice.
     #[cfg(feature = "faults")]
     pub fault: Option<crate::faults::Fault>,
@@ -50,6 +52,7 @@ impl Deployment {
             layout,
             placement: ExpertPlacement::default(),
             source: None,
+            taps: None,
             #[cfg(feature = "faults")]
             fault: None,
         };
@@ -160,6 +163,7 @@ impl<D: Device> Rank<D> {
         let weights = loader.load(&mut dev)?;
         let weight_bytes = weights.bytes();
         let links = Links::new(deployment.layout, &shard, transport.clone())?;
+        let tap = deployment.taps.as_ref().map(|taps| taps.of_rank(transport.rank()));
         let moe = MoeLink::new(spec, &deployment.layout, &shard, transport)?;
         let max_rows = deployment.config.max_tokens;
         let replicas = moe.as_ref().map_or(1, |moe| moe.replicas().len());
@@ -176,6 +180,7 @@ impl<D: Device> Rank<D> {
             moe,
             max_rows,
             max_expert_rows: max_rows * replicas,
+            tap,
             #[cfg(feature = "faults")]
             fault: deployment.fault,
         })?;
@@ -218,11 +223,6 @@ impl<D: Device> Rank<D> {
         (self.steps, self.weight_bytes)
     }
 
-    /// Sends intermediate values to `tap` from now on.
-    pub fn set_tap(&mut self, tap: Option<Box<dyn Tap>>) {
-        self.decoder.set_tap(tap);
-    }
-
     /// Bytes of KV storage held on the device.
     pub fn kv_bytes(&self) -> u64 {
         let elements = self.decoder.kv.as_ref().and(self.decoder.kv_shape.elements()).unwrap_or(0);
@@ -256,6 +256,10 @@ impl<D: Device> Rank<D> {
     /// Brings an offloaded KV storage back.
     pub fn restore_kv(&mut self) -> Result<()> {
         self.allocate_kv()?;
+        #[cfg(feature = "faults")]
+        if self.decoder.fault == Some(crate::faults::Fault::LostOffload) {
+            self.parked_kv = None;
+        }
         if let (Some(parked), Some(kv)) = (self.parked_kv.take(), &mut self.decoder.kv) {
             self.decoder.dev.write_kv(kv, &parked)?;
         }

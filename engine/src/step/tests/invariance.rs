@@ -4,7 +4,7 @@
 use super::support::*;
 use crate::config::{InferenceConfig, KvManagement, PrefixEviction};
 use crate::request::{FinishReason, RequestOutput, RequestSpec, SamplingParams};
-use crate::step::engine::Fault;
+use crate::faults::Fault;
 use crate::step::sim::SimFault;
 use crate::step::{DynamicInferenceEngine, StepReport, Witness};
 use proptest::prelude::*;
@@ -146,7 +146,7 @@ impl Scenario {
             engine.limits.prompt_rows = self.prompt_rows;
         }
         if let Some(Planted::Engine(fault)) = planted {
-            engine.plant(fault);
+            engine.plant(fault, 0);
         }
         engine
     }
@@ -329,7 +329,7 @@ fn every_planted_mistake_is_noticed() {
         Planted::Sim(SimFault::BatchDependent),
         Planted::Engine(Fault::RowKeyedSeed),
         Planted::Engine(Fault::EarlySharing),
-        Planted::Engine(Fault::StaleBlock),
+        Planted::Engine(Fault::ForgetfulEviction),
     ] {
         let noticed = scenarios.iter().filter(|scenario| scenario.run(Some(planted)).is_err()).count();
         assert!(noticed >= 5, "{planted:?} was noticed in {noticed} of {} scenarios", scenarios.len());
