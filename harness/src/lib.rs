@@ -4,6 +4,7 @@
 //! A [matrix](matrix) is expanded into cells. Each cell asks a [subject](subject), and its answers are
 //! [compared](compare) with a [golden](golden) or with the bits of another run.
 
+pub mod bisect;
 pub mod certificate;
 pub mod cli;
 pub mod clock;

@@ -50,6 +50,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Make a key pair for signing certificates.
     Keygen(KeygenArgs),
+    /// Find the first step, layer, operator, shard and element in which a cell departs from its anchor.
+    Bisect(BisectArgs),
     /// Compare two results files: goldens, recorded answers, Megatron golden_values.
     Compare(CompareArgs),
     /// Read a Megatron golden_values file and write it as recorded answers.
@@ -201,6 +203,38 @@ pub struct KeygenArgs {
     /// File for the secret key; the public key is printed.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+}
+
+/// `parity bisect`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+examples
+  parity bisect 'dense/edges/engine/tp3/threads/cpu/chunked'
+  parity bisect 'model(moe) & layout(ep=4*) & feature(plain)' --case short-english --json
+  parity bisect CELL --against OTHER_CELL
+  parity bisect dense/core --answers answers.json")]
+pub struct BisectArgs {
+    /// A cell: its id, or a filter expression that selects one. With --answers: the golden, `model/suite`.
+    #[arg(value_name = "CELL")]
+    pub what: String,
+    /// The cell that is trusted; the anchor of CELL when left out.
+    #[arg(long, value_name = "CELL", conflicts_with = "answers")]
+    pub against: Option<String>,
+    /// The matrix of the cells; `goldens/matrix/pr.yaml` when left out.
+    #[arg(long, value_name = "FILE", conflicts_with = "answers")]
+    pub matrix: Option<PathBuf>,
+    /// Only this case of the suite; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub case: Vec<String>,
+    /// Recorded answers of a subject that cannot be replayed, against a golden.
+    #[arg(long, value_name = "FILE")]
+    pub answers: Option<PathBuf>,
+    /// Plant this fault in the side on trial, in a build with the feature `faults`.
+    #[arg(long, value_name = "FAULT", conflicts_with = "answers")]
+    pub fault: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `parity compare`.

@@ -1,6 +1,7 @@
 //! The command line of `parity`. Data goes to standard output, everything said to standard error; errors end with a hint.
 
 pub mod args;
+pub mod bisect;
 pub mod certify;
 pub mod compare;
 pub mod goldens;
@@ -51,6 +52,7 @@ fn dispatch(parity: &Parity) -> Result<Exit> {
         Command::Certify(args) => certify::certify(parity, args),
         Command::Verify(args) => certify::verify(parity, args),
         Command::Keygen(args) => certify::keygen(args),
+        Command::Bisect(args) => bisect::bisect(parity, args),
         Command::Compare(args) => compare::compare(args),
         Command::Import(args) => compare::import(parity, args),
         Command::Diff(args) => goldens::diff(parity, args),

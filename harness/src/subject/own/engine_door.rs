@@ -7,7 +7,8 @@ use crate::error::{HarnessError, Result};
 use crate::golden::GoldenCase;
 use crate::matrix::file::Arrival;
 use crate::subject::own::question::{self, Question, Said, Scores};
-use crate::subject::own::{Plan, refused, transport};
+use crate::subject::own::script::{Directed, Script};
+use crate::subject::own::{Instruments, Plan, refused, transport};
 use crate::subject::{Answered, Ask, Info, Subject};
 use engine::request::RequestOutput;
 use engine::schedule::ModelFacts;
@@ -17,6 +18,7 @@ use engine::step::job;
 use engine::step::rank::Deployment;
 use engine::step::report::StepReport;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// Steps between two arrivals when requests arrive while others run.
 const STEPS_BETWEEN: u64 = 3;
@@ -27,29 +29,44 @@ const MOST_STEPS: u64 = 1_000_000;
 pub(crate) struct EngineDoor {
     engines: Vec<DynamicInferenceEngine>,
     name: String,
+    script: Option<Arc<Script>>,
 }
 
 impl EngineDoor {
-    /// Starts the ranks and the engine.
-    pub fn new(plan: Plan) -> Result<Self> {
+    /// Starts the ranks and the engine, watched and disturbed by `instruments`.
+    pub fn new(plan: Plan, instruments: &Instruments) -> Result<Self> {
         let layout = plan.cell.layout;
         let device: DeviceKind = plan.cell.device.parse().map_err(refused)?;
         let checkpoint = std::sync::Arc::clone(plan.model.checkpoint());
         let spec = checkpoint.spec();
         let (eos, max_positions) = (spec.eos.clone(), spec.max_positions);
         let deployment = Deployment::new(checkpoint, plan.config, layout.0).map_err(refused)?;
-        let deployment = Deployment { source: Some(plan.source), ..deployment };
+        let mut deployment = Deployment { source: Some(plan.source), ..deployment };
+        instruments.fit(&mut deployment);
         let facts = ModelFacts { eos, max_positions, num_blocks: deployment.blocks().map_err(refused)? };
-        let engine = |executor| DynamicInferenceEngine::new(executor, &deployment.config, &facts);
+        let engine = |(replica, inner)| {
+            let executor = match instruments.script.clone() {
+                Some(script) => Box::new(Directed { inner, script, replica }),
+                None => inner,
+            };
+            let engine = DynamicInferenceEngine::new(executor, &deployment.config, &facts);
+            #[cfg(feature = "faults")]
+            let engine = engine.map(|mut engine| {
+                instruments.fault.into_iter().for_each(|fault| engine.plant(fault, replica as u64));
+                engine
+            });
+            engine
+        };
         let executors = match plan.cell.transport.as_str() {
             transport::MPI => job::executors(&deployment, device),
             _ => executors(&deployment, device),
         };
         let executors = executors.map_err(refused)?;
-        let engines = executors.into_iter().map(engine).collect::<engine::Result<Vec<_>>>();
+        let engines = executors.into_iter().enumerate().map(engine).collect::<engine::Result<Vec<_>>>();
         Ok(Self {
             engines: engines.map_err(refused)?,
             name: format!("engine {layout} on {device}, {}", plan.cell.transport),
+            script: instruments.script.clone(),
         })
     }
 
@@ -70,6 +87,9 @@ impl EngineDoor {
             for question in waiting.drain(..arrive.min(waiting.len())) {
                 let replica = question.case % self.engines.len();
                 let id = self.engines[replica].add_request(question.spec()).map_err(refused)?;
+                if let Some(script) = &self.script {
+                    script.assign((replica, id), question.case);
+                }
                 running.insert((replica, id), question.case);
             }
             if running.is_empty() {
