@@ -62,6 +62,6 @@ mod tests {
         cuts.add(Op::Query, 0..32);
         let pieces: Vec<_> = cuts.pieces(Op::Query, 24..64).collect();
         assert_eq!(pieces, [24..32, 32..64]);
-        assert_eq!(cuts.pieces(Op::FfnSum, 0..64).collect::<Vec<_>>(), [0..64], "nothing cuts a sum");
+        assert!(cuts.pieces(Op::FfnSum, 0..64).eq(std::iter::once(0..64)), "nothing cuts a sum");
     }
 }

@@ -67,7 +67,7 @@ pub fn locate(
         nodes: Vec::new(),
         cause: String::new(),
     };
-    nodes::explain(trial, (&expected, &found), &mut located, mine.values[at])?;
+    nodes::explain(trial, (&expected, &found), &mut located, &mine.values)?;
     Ok(located)
 }
 

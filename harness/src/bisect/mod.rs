@@ -14,7 +14,8 @@ pub mod nodes;
 pub mod side;
 pub mod tape;
 
-#[cfg(all(test, feature = "faults"))]
+#[cfg(test)]
+#[cfg(feature = "faults")]
 mod tests;
 
 pub use finding::{Explanation, Finding, Located};
@@ -27,7 +28,7 @@ use crate::subject::own::script::{Choice, Script};
 use cuts::Cuts;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tape::{Comparer, First, Recorder};
+use tape::{Comparer, Recorder};
 
 /// Finds where `trial` first departs from `trusted`. Both answer the same suite.
 pub fn bisect(trusted: &Side<'_>, trial: &Side<'_>) -> Result<Explanation> {
@@ -113,12 +114,4 @@ fn delivered(trial: &Side<'_>, expected: &[Answer], directed: Option<String>) ->
         }
     }
     Ok(Finding::Same)
-}
-
-/// Orders first differences: what can have caused another comes before it.
-impl First {
-    /// Step, layer, operator, then row, shard and rank.
-    pub fn order(&self) -> impl Ord {
-        (self.step, self.key.layer, self.key.op, self.key.case, self.key.position, self.key.piece, self.rank)
-    }
 }

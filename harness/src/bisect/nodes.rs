@@ -12,7 +12,7 @@ use engine::model::tap::Op;
 use engine::model::tensor::{LayerTensor, Tensor};
 use engine::numerics::reference;
 use engine::parallel::shard::{FfnShard, RowShard};
-use engine::parallel::tree::{Node, fold};
+use engine::parallel::tree::{Node, fold, fold_plan};
 
 /// What must be known of a row to take a sum apart: its input and its nodes. Empty for what is no sum.
 pub fn inputs_of(op: Op) -> Vec<Op> {
@@ -39,17 +39,17 @@ fn product(side: &Side<'_>, located: &Located, rank: usize) -> Result<Option<(Ro
     })
 }
 
-/// Lists the nodes of the located element and says what they tell.
+/// Lists the nodes of the located element and says what they tell. `sums` is the wrong row.
 pub fn explain(
     side: &Side<'_>,
     (expected, found): (&[Slice], &[Slice]),
     located: &mut Located,
-    sum: f32,
+    sums: &[f32],
 ) -> Result<()> {
     let [input, partial] = inputs_of(located.op)[..] else { return Ok(()) };
     let x = assemble(expected, input);
     let column = located.element.column;
-    let mut parts: Vec<(Node, f32)> = Vec::new();
+    let mut parts: Vec<(Node, &[f32])> = Vec::new();
     for slice in found.iter().filter(|slice| slice.op == partial) {
         let (Some(node), Some((part, tensor))) = (slice.node, product(side, located, slice.rank)?) else {
             continue;
@@ -63,24 +63,23 @@ pub fn explain(
         let weight = weight.rows(column, column + 1).cols(inputs.start, inputs.end);
         let mut right = [0.0];
         reference::linear(&x[inputs], &weight, part.leaf, &mut right);
-        let found = slice.values[column];
-        parts.push((node, found));
+        parts.push((node, &slice.values));
         located.nodes.push(NodeLine {
             rank: slice.rank,
             leaves,
             level: node.level,
             expected: Shown::from(right[0]),
-            found: Shown::from(found),
+            found: Shown::from(slice.values[column]),
         });
     }
     located.nodes.sort_by_key(|line| line.leaves);
     parts.sort_by_key(|(node, _)| node.start());
-    located.cause = cause(located, &parts, sum);
+    located.cause = cause(located, &parts, sums);
     Ok(())
 }
 
 /// What the nodes tell about a wrong sum.
-fn cause(located: &Located, parts: &[(Node, f32)], sum: f32) -> String {
+fn cause(located: &Located, parts: &[(Node, &[f32])], sums: &[f32]) -> String {
     if parts.is_empty() {
         return String::new();
     }
@@ -90,8 +89,8 @@ fn cause(located: &Located, parts: &[(Node, f32)], sum: f32) -> String {
     if !wrong.is_empty() {
         return format!("the node over leaves {} is wrong: the product, not the sum", wrong.join(", "));
     }
-    match mistake(parts, sum) {
-        Some(mistake) => format!("every node is right, their sum is not: {mistake} gives exactly this value"),
+    match mistake(parts, sums) {
+        Some(mistake) => format!("every node is right, their sum is not: {mistake} gives exactly this row"),
         None => "every node is right, their sum is not".into(),
     }
 }
@@ -103,41 +102,50 @@ fn bf16(x: f32) -> f32 {
     f32::from_bits(bits.wrapping_add(round) & 0xffff_0000)
 }
 
-/// The known mistake of addition whose result is `sum`.
-pub fn mistake(parts: &[(Node, f32)], sum: f32) -> Option<String> {
+/// How one column's nodes might be added.
+type Addition<'a> = dyn Fn(Vec<f32>) -> Option<f32> + 'a;
+
+/// The known mistake of addition that gives every one of `sums`, column by column.
+pub fn mistake(parts: &[(Node, &[f32])], sums: &[f32]) -> Option<String> {
     let nodes: Vec<Node> = parts.iter().map(|(node, _)| *node).collect();
-    let values: Vec<f32> = parts.iter().map(|(_, value)| *value).collect();
-    let is = |value: Option<f32>| value.is_some_and(|value| value.to_bits() == sum.to_bits());
-    let folded = |nodes: &[Node], mut values: Vec<f32>| fold(nodes, &mut values);
-    if is(folded(&nodes, values.clone())) {
+    let column = |c: usize| parts.iter().map(|(_, values)| values[c]).collect::<Vec<f32>>();
+    let gives = |add: &Addition<'_>| {
+        let same = |(c, sum): (usize, &f32)| add(column(c)).map(f32::to_bits) == Some(sum.to_bits());
+        sums.iter().enumerate().all(same)
+    };
+    if gives(&|mut values| fold(&nodes, &mut values)) {
         return None;
     }
-    if is(values.iter().copied().reduce(|a, b| a + b)) {
+    if gives(&|values| values.into_iter().reduce(|a, b| a + b)) {
         return Some("adding them in rank order".into());
     }
-    if is(folded(&nodes, values.iter().map(|x| bf16(*x)).collect())) {
+    if gives(&|values| fold(&nodes, &mut values.into_iter().map(bf16).collect::<Vec<_>>())) {
         return Some("rounding them to bf16 on the way".into());
     }
-    let (steps, dropped) = (engine::parallel::tree::fold_plan(&nodes), |last: usize| {
-        let mut values = values.clone();
-        steps[..last].iter().for_each(|step| values[step.left] += values[step.right]);
+    let steps = fold_plan(&nodes);
+    let first_steps = |mut values: Vec<f32>, kept: usize| {
+        steps[..kept].iter().for_each(|step| values[step.left] += values[step.right]);
         values.first().copied()
-    });
-    if let Some(kept) = (0..steps.len()).rev().find(|kept| is(dropped(*kept))) {
+    };
+    if let Some(kept) = (0..steps.len()).rev().find(|kept| gives(&|values| first_steps(values, *kept))) {
         return Some(format!("leaving out the last {} of {} additions", steps.len() - kept, steps.len()));
     }
     for i in 0..nodes.len() {
-        let (mut fewer, mut rest) = (nodes.clone(), values.clone());
-        (fewer.remove(i), rest.remove(i));
-        if is(folded(&fewer, rest)) {
-            return Some(format!("losing the node over slots {}..{}", nodes[i].start(), nodes[i].end()));
+        let mut fewer = nodes.clone();
+        let lost = fewer.remove(i);
+        let without = |mut values: Vec<f32>| {
+            values.remove(i);
+            fold(&fewer, &mut values)
+        };
+        if gives(&without) {
+            return Some(format!("losing the node over slots {}..{}", lost.start(), lost.end()));
         }
-        for j in 0..i {
-            let mut swapped = values.clone();
-            swapped.swap(i, j);
-            if is(folded(&nodes, swapped)) {
-                return Some(format!("exchanging nodes {j} and {i}"));
-            }
+        let swapped = |mut values: Vec<f32>, j: usize| {
+            values.swap(i, j);
+            fold(&nodes, &mut values)
+        };
+        if let Some(j) = (0..i).find(|j| gives(&|values| swapped(values, *j))) {
+            return Some(format!("exchanging nodes {j} and {i}"));
         }
     }
     None
@@ -146,28 +154,31 @@ pub fn mistake(parts: &[(Node, f32)], sum: f32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::parallel::tree::cover;
 
     #[test]
-    fn mistakes_are_told_from_their_result() {
-        let nodes: Vec<Node> = engine::parallel::tree::cover(0, 3, 8);
-        let nodes: Vec<Node> = [nodes, engine::parallel::tree::cover(3, 6, 8), engine::parallel::tree::cover(6, 8, 8)].concat();
-        let values = [0.1_f32, 0.7, -3.3, 2.9, 1.0e-3];
-        assert_eq!(nodes.len(), values.len());
-        let parts: Vec<(Node, f32)> = nodes.iter().copied().zip(values).collect();
-        let right = fold(&nodes, &mut values.clone()).unwrap();
-        assert_eq!(mistake(&parts, right), None);
-        let in_order = values.iter().copied().reduce(|a, b| a + b).unwrap();
-        assert_ne!(in_order.to_bits(), right.to_bits(), "the example must tell the orders apart");
-        assert_eq!(mistake(&parts, in_order).unwrap(), "adding them in rank order");
-        let rounded: Vec<f32> = values.iter().map(|x| bf16(*x)).collect();
-        let rounded = fold(&nodes, &mut rounded.clone()).unwrap();
-        assert_eq!(mistake(&parts, rounded).unwrap(), "rounding them to bf16 on the way");
-        let lost = fold(&nodes[1..], &mut values[1..].to_vec()).unwrap();
-        assert_eq!(mistake(&parts, lost).unwrap(), "losing the node over slots 0..2");
-        let mut swapped = values;
-        swapped.swap(0, 2);
-        let swapped = fold(&nodes, &mut swapped).unwrap();
-        assert_eq!(mistake(&parts, swapped).unwrap(), "exchanging nodes 0 and 2");
-        assert_eq!(mistake(&parts, 12.5), None);
+    fn mistakes_are_told_from_their_results() {
+        let nodes = [cover(0, 3, 8), cover(3, 6, 8), cover(6, 8, 8)].concat();
+        let value = |n: usize, c: usize| ((n * 7919 + c * 104_729 + 13) % 1013) as f32 / 7.0 - 70.1;
+        let rows: Vec<Vec<f32>> =
+            (0..nodes.len()).map(|n| (0..9).map(|c| value(n, c)).collect()).collect();
+        let parts: Vec<(Node, &[f32])> = nodes.iter().copied().zip(rows.iter().map(Vec::as_slice)).collect();
+        let sums = |add: &Addition<'_>| -> Vec<f32> {
+            (0..9).map(|c| add(rows.iter().map(|row| row[c]).collect()).unwrap()).collect()
+        };
+        let told = |add: &Addition<'_>| mistake(&parts, &sums(add));
+        assert_eq!(told(&|mut values| fold(&nodes, &mut values)), None);
+        let in_order = told(&|values| values.into_iter().reduce(|a, b| a + b));
+        assert_eq!(in_order.as_deref(), Some("adding them in rank order"));
+        let rounded = told(&|values| fold(&nodes, &mut values.into_iter().map(bf16).collect::<Vec<_>>()));
+        assert_eq!(rounded.as_deref(), Some("rounding them to bf16 on the way"));
+        let lost = told(&|values| fold(&nodes[1..], &mut values[1..].to_vec()));
+        assert_eq!(lost.as_deref(), Some("losing the node over slots 0..2"));
+        let swapped = told(&|mut values| {
+            values.swap(0, 2);
+            fold(&nodes, &mut values)
+        });
+        assert_eq!(swapped.as_deref(), Some("exchanging nodes 0 and 2"));
+        assert_eq!(told(&|_| Some(12.5)), None, "nothing known explains it");
     }
 }

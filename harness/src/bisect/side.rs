@@ -26,8 +26,7 @@ pub struct Side<'a> {
     matrix: &'a Matrix,
     fleet: &'a OwnFleet,
     #[cfg(feature = "faults")]
-    /// What is planted.
-    pub fault: Option<engine::faults::Fault>,
+    fault: Option<engine::faults::Fault>,
 }
 
 impl<'a> Side<'a> {
@@ -53,7 +52,8 @@ impl<'a> Side<'a> {
         let feature = matrix.spec.features.get(&cell.feature);
         let feature = feature.ok_or_else(|| refuse("its feature set is not defined".into()))?;
         let plan = fleet.plan(matrix, cell, model)?;
-        let deployment = Deployment::new(plan.checkpoint, plan.config, cell.layout.0).map_err(refused)?;
+        let checkpoint = Arc::clone(plan.model.checkpoint());
+        let deployment = Deployment::new(checkpoint, plan.config, cell.layout.0).map_err(refused)?;
         Ok(Self {
             name: cell.id.clone(),
             suite,
@@ -66,6 +66,13 @@ impl<'a> Side<'a> {
             #[cfg(feature = "faults")]
             fault: None,
         })
+    }
+
+    /// The same side with a fault planted.
+    #[cfg(feature = "faults")]
+    pub fn with_fault(mut self, fault: Option<engine::faults::Fault>) -> Self {
+        self.fault = fault;
+        self
     }
 
     /// Runs the suite once under `script` while `listener` hears the results. The inner error is the subject's own.

@@ -8,17 +8,18 @@ use engine::parallel::tree::Node;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A result, whoever computed it: one piece of one row of one operator.
+/// A result, whoever computed it: one piece of one row of one operator. Ordered so that what can have caused another
+/// difference of its step comes before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
-    /// Index of the case.
-    pub case: usize,
-    /// Absolute position of the token.
-    pub position: usize,
     /// Layer of the whole model.
     pub layer: usize,
     /// Operator.
     pub op: Op,
+    /// Index of the case.
+    pub case: usize,
+    /// Absolute position of the token.
+    pub position: usize,
     /// First column of the piece.
     pub piece: usize,
 }
@@ -90,8 +91,8 @@ impl Listener for Recorder {
     }
 }
 
-/// Where two sides differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where two sides differ; the least one is the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct First {
     /// Step of the side on trial.
     pub step: u64,
@@ -126,7 +127,7 @@ impl Comparer {
 
     /// The difference that no other one can have caused.
     pub fn first(&mut self) -> Option<First> {
-        self.found.sort_by_key(First::order);
+        self.found.sort_unstable();
         self.found.first().copied()
     }
 
@@ -158,7 +159,7 @@ impl Listener for Comparer {
             }
         }
         if self.found.len() > 2 * KEPT {
-            self.found.sort_by_key(First::order);
+            self.found.sort_unstable();
             self.found.truncate(KEPT);
         }
     }

@@ -38,7 +38,7 @@ impl Stage {
     fn side(&self, cell: &Cell, fault: Option<Fault>) -> Side<'_> {
         let cases = ["short-english".to_owned(), "one-token".to_owned()];
         let side = Side::new((&self.fleet, &self.matrix), &self.inputs, cell, &cases).unwrap();
-        Side { fault, ..side }
+        side.with_fault(fault)
     }
 
     /// Bisects a cell with a fault against its anchor without one.

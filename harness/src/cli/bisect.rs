@@ -61,7 +61,7 @@ fn cell(selection: &Selection, text: &str) -> Result<Cell> {
 #[cfg(feature = "faults")]
 fn plant<'a>(side: Side<'a>, fault: Option<&str>) -> Result<Side<'a>> {
     let parse = |text: &str| text.parse().map_err(|why: String| HarnessError::usage(why, "name one of them"));
-    Ok(Side { fault: fault.map(parse).transpose()?, ..side })
+    Ok(side.with_fault(fault.map(parse).transpose()?))
 }
 
 /// Faults are not in a shipped build, and this says so.
