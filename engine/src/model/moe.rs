@@ -180,7 +180,10 @@ impl MoeLink {
     }
 
     /// Joins the contributions of this replica's rows by the tree over experts.
-    #[cfg_attr(not(feature = "faults"), expect(unused_variables, reason = "the probe carries a planted fault"))]
+    #[cfg_attr(
+        not(feature = "faults"),
+        expect(unused_variables, reason = "the probe carries a planted fault")
+    )]
     fn combine<D: Device>(
         &self,
         (dev, out): (&mut D, &mut D::Buf),

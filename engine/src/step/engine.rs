@@ -293,7 +293,7 @@ impl DynamicInferenceEngine {
         match self.planted {
             Some(Fault::LostTerminal) if self.witness.finished_stop + self.witness.finished_length == 2 => {
                 return None;
-            },
+            }
             Some(Fault::StopTrimmedWrongly) if output.finish == crate::request::FinishReason::Stop => {
                 output.generated.pop();
                 output.logprobs.as_mut().map(Vec::pop);

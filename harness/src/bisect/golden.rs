@@ -96,12 +96,12 @@ pub fn draw(partings: &[Parting]) -> String {
             let _ = writeln!(out, "├─ log-probability {at} is the first with other bits ({ulp})");
         }
         if let Some((at, worst)) = parting.worst_logprob {
-            let _ = writeln!(out, "├─ log-probability {at} is the farthest off before they part: {worst:.3e}");
+            let _ =
+                writeln!(out, "├─ log-probability {at} is the farthest off before they part: {worst:.3e}");
         }
         let _ = writeln!(out, "└─ token {} is the first different one", token.position);
-        let row = |tokens: &[u32]| {
-            tokens.iter().map(|token| format!("{token:>7}")).collect::<Vec<_>>().join("")
-        };
+        let row =
+            |tokens: &[u32]| tokens.iter().map(|token| format!("{token:>7}")).collect::<Vec<_>>().join("");
         let _ = writeln!(out, "     from {:<4} golden {}", parting.around, row(&parting.expected));
         let _ = writeln!(out, "               found  {}", row(&parting.found));
         for (side, token, logprob) in [
@@ -109,7 +109,8 @@ pub fn draw(partings: &[Parting]) -> String {
             ("found", token.actual_token, &token.actual_logprob),
         ] {
             let token = token.map_or("(ended)".to_owned(), |token| token.to_string());
-            let logprob = logprob.as_ref().map_or("(none)".to_owned(), |l| format!("{} 0x{}", l.value, l.bits));
+            let logprob =
+                logprob.as_ref().map_or("(none)".to_owned(), |l| format!("{} 0x{}", l.value, l.bits));
             let _ = writeln!(out, "     {side:<7} token {token:<8} log-probability {logprob}");
         }
         if let Some(margin) = &token.margin {
@@ -118,7 +119,8 @@ pub fn draw(partings: &[Parting]) -> String {
         }
         out.push('\n');
     }
-    let same = partings.iter().filter(|parting| parting.missing.is_empty() && parting.token.is_none()).count();
+    let same =
+        partings.iter().filter(|parting| parting.missing.is_empty() && parting.token.is_none()).count();
     let _ = writeln!(out, "{same} of {} cases have the golden's tokens", partings.len());
     out
 }

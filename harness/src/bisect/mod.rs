@@ -39,7 +39,8 @@ pub fn bisect(trusted: &Side<'_>, trial: &Side<'_>) -> Result<Explanation> {
     })?;
     let script = Arc::new(Script::new(lines(trusted, &expected)));
     let known = Arc::new(recorder.known);
-    let (directed, mut heard) = trial.replay(Arc::clone(&script), Comparer::new(&cuts, Arc::clone(&known)))?;
+    let (directed, mut heard) =
+        trial.replay(Arc::clone(&script), Comparer::new(&cuts, Arc::clone(&known)))?;
     let first = heard.first();
     let choices = script.choices();
     let mut explanation = Explanation {

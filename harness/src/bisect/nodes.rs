@@ -160,8 +160,7 @@ mod tests {
     fn mistakes_are_told_from_their_results() {
         let nodes = [cover(0, 3, 8), cover(3, 6, 8), cover(6, 8, 8)].concat();
         let value = |n: usize, c: usize| ((n * 7919 + c * 104_729 + 13) % 1013) as f32 / 7.0 - 70.1;
-        let rows: Vec<Vec<f32>> =
-            (0..nodes.len()).map(|n| (0..9).map(|c| value(n, c)).collect()).collect();
+        let rows: Vec<Vec<f32>> = (0..nodes.len()).map(|n| (0..9).map(|c| value(n, c)).collect()).collect();
         let parts: Vec<(Node, &[f32])> = nodes.iter().copied().zip(rows.iter().map(Vec::as_slice)).collect();
         let sums = |add: &Addition<'_>| -> Vec<f32> {
             (0..9).map(|c| add(rows.iter().map(|row| row[c]).collect()).unwrap()).collect()

@@ -37,7 +37,8 @@ impl<'a> Side<'a> {
         cell: &Cell,
         cases: &[String],
     ) -> Result<Self> {
-        let refuse = |why: String| HarnessError::subject(cell.id.as_str(), why, "`parity list` shows what there is");
+        let refuse =
+            |why: String| HarnessError::subject(cell.id.as_str(), why, "`parity list` shows what there is");
         let mut suite = inputs.suite(cell).map_err(refuse)?.golden.clone();
         if let Some(case) = cases.iter().find(|case| suite.case(case).is_none()) {
             let names: Vec<&str> = suite.cases.iter().map(|case| case.id.as_str()).collect();
@@ -47,7 +48,8 @@ impl<'a> Side<'a> {
         if !cases.is_empty() {
             suite.cases.retain(|case| cases.contains(&case.id));
         }
-        let model = inputs.models.get(&cell.model).ok_or_else(|| refuse("its model was not gathered".into()))?;
+        let model =
+            inputs.models.get(&cell.model).ok_or_else(|| refuse("its model was not gathered".into()))?;
         let model = model.as_ref().map_err(|why| refuse(why.clone()))?;
         let feature = matrix.spec.features.get(&cell.feature);
         let feature = feature.ok_or_else(|| refuse("its feature set is not defined".into()))?;
@@ -92,7 +94,8 @@ impl<'a> Side<'a> {
         };
         let mut engine = self.fleet.build_engine(self.matrix, &self.cell, self.model, &instruments)?;
         let ask = Ask { suite: &self.suite, feature: self.feature, cell: Some(&self.cell) };
-        let answered = engine.answer(&ask).map(|answered| answered.answers).map_err(|error| error.to_string());
+        let answered =
+            engine.answer(&ask).map(|answered| answered.answers).map_err(|error| error.to_string());
         // The ranks let go of their taps when they end.
         drop((engine, instruments));
         let reel = Arc::into_inner(reel).ok_or_else(|| {

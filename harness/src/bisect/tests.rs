@@ -131,7 +131,9 @@ fn a_wrong_sum_is_told_from_a_wrong_product() {
         (Fault::SwappedNodes, "exchanging nodes 0 and 1"),
     ] {
         let explanation = stage.bisect(filter, Some(fault));
-        let Finding::Operator(at) = &explanation.finding else { panic!("{fault}: {:?}", explanation.finding) };
+        let Finding::Operator(at) = &explanation.finding else {
+            panic!("{fault}: {:?}", explanation.finding)
+        };
         assert!(matches!(at.op, Op::AttentionSum | Op::FfnSum), "{fault}: {at:?}");
         assert!(at.nodes.len() >= 3 && at.cause.contains(cause), "{fault}: {at:?}");
         let drawn = super::draw::draw(&explanation);

@@ -44,7 +44,10 @@ fn cell(selection: &Selection, text: &str) -> Result<Cell> {
         return Ok(cell.clone());
     }
     let filter = crate::matrix::Filter::parse(text).map_err(|_| {
-        HarnessError::usage(format!("there is no cell `{text}`"), "`parity list --ids` prints the cells of a matrix")
+        HarnessError::usage(
+            format!("there is no cell `{text}`"),
+            "`parity list --ids` prints the cells of a matrix",
+        )
     })?;
     let mut found = selection.cells.iter().filter(|cell| filter.matches(cell));
     match (found.next(), found.next()) {

@@ -3,8 +3,8 @@
 
 use super::support::*;
 use crate::config::{InferenceConfig, KvManagement, PrefixEviction};
-use crate::request::{FinishReason, RequestOutput, RequestSpec, SamplingParams};
 use crate::faults::Fault;
+use crate::request::{FinishReason, RequestOutput, RequestSpec, SamplingParams};
 use crate::step::sim::SimFault;
 use crate::step::{DynamicInferenceEngine, StepReport, Witness};
 use proptest::prelude::*;

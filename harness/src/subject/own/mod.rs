@@ -84,12 +84,7 @@ impl OwnFleet {
         let config = config::of_cell(&matrix.spec, cell).map_err(|(path, why)| {
             HarnessError::subject("our engine", format!("{path}: {why}"), "mend the settings in the matrix")
         })?;
-        Ok(Plan {
-            model: self.open(&model.path)?,
-            config,
-            cell: cell.clone(),
-            source: model.path.clone(),
-        })
+        Ok(Plan { model: self.open(&model.path)?, config, cell: cell.clone(), source: model.path.clone() })
     }
 
     /// What is planted in a cell.
