@@ -93,7 +93,7 @@ impl<'a> Side<'a> {
             fault: self.fault,
         };
         let mut engine = self.fleet.build_engine(self.matrix, &self.cell, self.model, &instruments)?;
-        let ask = Ask { suite: &self.suite, feature: self.feature, cell: Some(&self.cell) };
+        let ask = Ask { suite: &self.suite, feature: self.feature, fault: None, cell: Some(&self.cell) };
         let answered =
             engine.answer(&ask).map(|answered| answered.answers).map_err(|error| error.to_string());
         // The ranks let go of their taps when they end.
@@ -110,10 +110,12 @@ impl<'a> Side<'a> {
             .then(|| format!("replayed through the engine's own door, not `{}`", self.cell.api));
         let wire = (self.cell.transport != "threads")
             .then(|| format!("replayed on threads, not `{}`", self.cell.transport));
+        let undisturbed = (self.cell.fault != crate::matrix::cell::NO_FAULT)
+            .then(|| format!("replayed without the fault plan `{}`", self.cell.fault));
         #[cfg(feature = "faults")]
         let planted = self.fault.map(|fault| format!("planted: {fault}"));
         #[cfg(not(feature = "faults"))]
         let planted = None;
-        [door, wire, planted].into_iter().flatten().collect()
+        [door, wire, undisturbed, planted].into_iter().flatten().collect()
     }
 }
