@@ -149,7 +149,8 @@ mod twins {
     //! The same comparison with a fault planted must fail; otherwise it proves nothing.
 
     use super::*;
-    use engine::faults::Fault;
+    use engine::faults::{Fault, OneUlp};
+    use engine::model::tap::Op;
 
     fn chunked(layout: &str) -> Scenario {
         let subject = Subject::open("dense");
@@ -188,7 +189,7 @@ mod twins {
             (Fault::SwappedNodes, "tp=3"),
             (Fault::RopeChunkEdge, "tp=1"),
             (Fault::StaleBlock, "tp=1"),
-            (Fault::OneUlp { layer: 2, column: 9 }, "tp=1"),
+            (Fault::OneUlp(OneUlp { layer: 2, op: Op::AttentionResidual, rank: None, column: 9 }), "tp=1"),
         ] {
             must_differ(&Scenario { fault: Some(fault), ..chunked(layout) });
         }
