@@ -92,14 +92,14 @@ impl Builder {
             Source::Path(path) => Model::open(&path)?,
             Source::Opened(model) => *model,
         };
-        let card = card(&model, layout, device);
+        let card = card(&model, layout, device, self.config.numerics);
         let backend = direct::start(&model, &self.config, layout, device)?;
         let seed = self.config.inference_sampling_seed;
         Ok(Arc::new(Session::new(model, card, Box::new(backend), seed)))
     }
 }
 
-fn card(model: &Model, layout: Layout, device: DeviceKind) -> ModelCard {
+fn card(model: &Model, layout: Layout, device: DeviceKind, profile: Profile) -> ModelCard {
     let tokenizer = model.tokenizer();
     ModelCard {
         model: model.name().to_owned(),
@@ -108,6 +108,6 @@ fn card(model: &Model, layout: Layout, device: DeviceKind) -> ModelCard {
         template_digest: tokenizer.and_then(|t| t.template_digest()).map(str::to_owned),
         layout: layout.to_string(),
         device: device.to_string(),
-        numerics: ModelCard::numerics_of(Profile::Fma),
+        numerics: ModelCard::numerics_of(profile),
     }
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compile every kernel for every GPU architecture that is supported, on a machine without a GPU.
 
-NVRTC comes from pinned packages, installed with pip into .cuda at the top of the repository (ignored by git; about
+NVRTC comes from a pinned package, installed with pip into .cuda at the top of the repository (ignored by git; about
 230 MB) unless they are there already. For each architecture this writes into .cuda/kernels
 
     <digest>-<architecture>.cubin     machine code, as the engine loads it (MEGATRON_KERNELS names the directory)
@@ -18,6 +18,7 @@ exit codes
 
 import argparse
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -46,12 +47,17 @@ def install():
     site = HOME / "site"
     stamp = site / "installed.txt"
     wanted = "\n".join(PACKAGES)
+    site.mkdir(parents=True, exist_ok=True)
+    # One installs, others wait for it.
+    lock = open(HOME / "lock", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     if not stamp.is_file() or stamp.read_text() != wanted:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--upgrade", "--target", str(site), *PACKAGES]
         if subprocess.run(command).returncode != 0:
             fail(3, "pip could not install " + ", ".join(PACKAGES) + "; check the network and pip's index settings")
         stamp.write_text(wanted)
+    lock.close()
     return site / "nvidia" / "cu13" / "lib"
 
 
@@ -143,6 +149,9 @@ def main():
             out.mkdir(parents=True, exist_ok=True)
             compiler = compiler or Compiler(install())
             code, log = compiler.compile(files, architecture)
+            # The assembler says so when it cannot keep the tensor cores busy; that is a defect of a kernel.
+            if warned := [line for line in log.splitlines() if "warning" in line.lower()]:
+                fail(4, f"the compiler warns for {architecture}:\n" + "\n".join(warned))
             for path, content in ((image, code), (report, json.dumps(resources(log), indent=1).encode())):
                 unfinished = path.with_suffix(f".{os.getpid()}.tmp")
                 unfinished.write_bytes(content)

@@ -2,6 +2,8 @@
 #include "norm.cu"
 #include "linear.cu"
 #include "linear_tile.cu"
+#include "linear_stream.cu"
+#include "linear_mma.cu"
 #include "pack.cu"
 #include "pointwise.cu"
 #include "attention.cu"

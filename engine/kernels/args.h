@@ -3,10 +3,11 @@
 #pragma once
 #include "canon.cuh"
 
-// RMSNorm over `segments` segments of `width` in each row; grid (segments, rows).
+// RMSNorm over `segments` segments of `width` in each row; grid (segments, rows). With `y`: x += y first.
 struct NormKernel {
     float* out;
-    const float* x;
+    float* x;
+    const float* y;
     const float* weight;
     u32 stride, offset, width;
     float eps;
@@ -29,14 +30,23 @@ struct LinearKernel {
     u64 x_stride, out_stride;
     Product single;
     u32 inputs, outputs, leaf, warps_per_tile;
+    u32 stages, gated;  // stages of the ring (linear_mma); linear_stream, 1 or 2: outputs are SiLU or GELU (first half) * second half
 };
 
-// Weight from row-major storage into tiles: raw has `outputs` rows of `stride` elements.
+// Weight from row-major storage into tiles, or `blocked` for the tensor cores (blocked_index): raw has `outputs` rows of `stride` elements.
 struct PackKernel {
     void* out;
     const void* raw;
     u64 stride;
-    u32 outputs, inputs, first_output, dtype;
+    u32 outputs, inputs, first_output, blocked;
+};
+
+// Activations as bf16 tiles of 8 rows; see linear_mma.cu.
+struct PackRowsKernel {
+    void* out;
+    const float* x;
+    u64 x_stride;
+    u32 rows, inputs, blocked, unused;
 };
 
 // A packed weight filled with seeded values of about `scale`, for speed runs.
@@ -66,6 +76,19 @@ struct AppendKernel {
     const u32* tables;
     const u32* blocks;
     u32 rows, stride, q_heads, kv_heads, head_dim, block_size;
+};
+
+// RopeKernel and AppendKernel in one.
+struct RopeAppendKernel {
+    float* qkv;
+    float* k;
+    float* v;
+    const float* cos;
+    const float* sin;
+    const u32* positions;
+    const u32* tables;
+    const u32* blocks;
+    u32 rows, stride, q_heads, kv_heads, half, block_size;
 };
 
 // Consecutive rows of one request that one thread block treats together.

@@ -120,6 +120,9 @@ DEVICE void softmax_split(const AttentionKernel& a, const Pairs& p, const float*
         const u32 slot = at % a.block_size;
         const u32 block = a.blocks[a.tables[p.row] + at / a.block_size] * a.kv_heads + p.kv_head;
         scratch.value_row[t] = block * a.block_size + slot;
+        // The values are read after the scores: their way from memory begins here.
+        const float* values = a.v + static_cast<u64>(scratch.value_row[t]) * a.head_dim;
+        for (u32 d = 0; d < a.head_dim; d += 32) prefetch(values + d);
         score_key<Q>(a, queries, a.k + static_cast<u64>(block) * a.head_dim * a.block_size + slot, p.pairs, s);
     }
     exponentials<Q>(scratch, at, s);
@@ -149,7 +152,7 @@ template <int Q, int P> DEVICE Span span_of(const Scratch<Q>& scratch, u32 j0, u
 // acc[i] over the visible positions of pair j0 + i, ascending, for element d of head_dim. U loads are in flight at once.
 template <int Q, int P>
 DEVICE void weigh_values(const AttentionKernel& a, const Scratch<Q>& scratch, const Span& span, u32 j0, u32 d, float (&acc)[P]) {
-    constexpr int U = P <= 4 ? 16 : 8, ROW = Scratch<Q>::ROW;
+    constexpr int U = P <= 2 ? 32 : P <= 4 ? 16 : 8, ROW = Scratch<Q>::ROW;
 #pragma unroll
     for (int i = 0; i < P; i++) acc[i] = 0.0f;
     for (u32 at = span.lo; at < span.hi; at += U) {

@@ -1,17 +1,7 @@
 // Linear products of profile fma: y[m, o] = sum_k x[m, k] w[o, k], leaves of consecutive k as FMA chains from +0.0 in
 // ascending k, folded by the aligned tree. Twin of reference::linear. `linear_rows_*` is for few rows and reads each
 // weight once; `linear_any_*` takes any shape; linear_tile.cu has the kernel for many rows.
-#include "args.h"
-#include "weights.cuh"
-
-// The product that this z of the grid computes.
-DEVICE Product product_of(const LinearKernel& a) { return a.products ? a.products[blockIdx.z] : a.single; }
-DEVICE const float* input_row(const LinearKernel& a, u32 m) {
-    return a.x + static_cast<u64>(a.x_rows ? a.x_rows[m] : m) * a.x_stride;
-}
-DEVICE float* output_row(const LinearKernel& a, u32 m) {
-    return a.out + static_cast<u64>(a.out_rows ? a.out_rows[m] : m) * a.out_stride;
-}
+#include "linear.cuh"
 
 // acc[r] += one chunk of w times x[r][k..], ascending.
 template <class W, int R> DEVICE void chunk_step(const Vec16& raw, const float* const (&x)[R], u32 k, float (&acc)[R]) {

@@ -1,7 +1,6 @@
 // Linear product of profile fma for many rows: tiles of 128 rows x 128 outputs in shared memory, 8 x 8 sums a thread.
 // The same expression as linear.cu: each sum is an FMA chain over one leaf, leaves meet in a binary counter.
-#include "args.h"
-#include "weights.cuh"
+#include "linear.cuh"
 
 #define TILE 128
 #define SLAB 16
@@ -80,7 +79,7 @@ DEVICE void multiply(float (&sum)[64], const float (*xs)[TILE_PAD], const float 
 template <class W> DEVICE void linear_tile(const LinearKernel& a) {
     __shared__ __align__(16) float xs[2][SLAB][TILE_PAD];
     __shared__ __align__(16) float ws[2][SLAB][TILE_PAD];
-    const Product p = a.products ? a.products[blockIdx.z] : a.single;
+    const Product p = product_of(a);
     const u32 first = blockIdx.y * TILE, outputs = (a.outputs + TILE_OUTPUTS - 1) / TILE_OUTPUTS * TILE_OUTPUTS;
     if (first >= p.rows) return;
     Place place;
@@ -90,7 +89,7 @@ template <class W> DEVICE void linear_tile(const LinearKernel& a) {
     place.output = minimum(blockIdx.x * TILE + threadIdx.x % TILE, outputs - 1);
     for (int i = 0; i < 2; i++) {
         const u32 m = p.row + minimum(first + threadIdx.x / 4 + i * 64, p.rows - 1);
-        place.x[i] = a.x + static_cast<u64>(a.x_rows ? a.x_rows[m] : m) * a.x_stride;
+        place.x[i] = input_row(a, m);
     }
     Slab<W> slab;
     fetch(slab, place, 0, a.inputs);
@@ -120,7 +119,7 @@ template <class W> DEVICE void linear_tile(const LinearKernel& a) {
     for (int i = 0; i < 8; i++) {
         const u32 m = first + threadIdx.x / 16 * 4 + i % 4 + i / 4 * 64;
         if (m >= p.rows) continue;
-        float* y = a.out + static_cast<u64>(a.out_rows ? a.out_rows[p.row + m] : p.row + m) * a.out_stride;
+        float* y = output_row(a, p.row + m);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const u32 o = blockIdx.x * TILE + threadIdx.x % 16 * 4 + j % 4 + j / 4 * 64;

@@ -7,7 +7,9 @@ template <class T, int CHUNK> DEVICE void pack(const PackKernel& a) {
     const u32 chunks = (a.inputs + CHUNK - 1) / CHUNK;
     const u32 k = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
     if (k >= chunks * CHUNK) return;
-    const u64 at = chunk_index(a.first_output + row, k / CHUNK, chunks) * CHUNK + k % CHUNK;
+    const u32 output = a.first_output + row;
+    const u64 vector = a.blocked ? blocked_index(output, k / CHUNK, chunks) : chunk_index(output, k / CHUNK, chunks);
+    const u64 at = vector * CHUNK + k % CHUNK;
     const T* raw = static_cast<const T*>(a.raw);
     static_cast<T*>(a.out)[at] = k < a.inputs ? raw[static_cast<u64>(row) * a.stride + k] : static_cast<T>(0);
 }

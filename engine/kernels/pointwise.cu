@@ -71,3 +71,34 @@ KERNEL(256, append_kv, AppendKernel) {
     a.k[base + static_cast<u64>(d) * a.block_size + slot] = kv[0];
     a.v[base + static_cast<u64>(slot) * a.head_dim + d] = kv[per_row];
 }
+
+// Rotates queries and keys, and appends keys and values to the cache: `rope` and `append_kv` in one launch. A thread
+// takes the pair (d, d + half) of one head.
+KERNEL(256, rope_append, RopeAppendKernel) {
+    const u64 i = element();
+    const u32 per_row = (a.q_heads + 2 * a.kv_heads) * a.half;
+    if (i >= static_cast<u64>(a.rows) * per_row) return;
+    const u32 row = static_cast<u32>(i / per_row), in = static_cast<u32>(i % per_row);
+    const u32 head = in / a.half, d = in % a.half, position = a.positions[row];
+    float* x = a.qkv + static_cast<u64>(row) * a.stride + head * 2 * a.half + d;
+    float x1 = x[0], x2 = x[a.half];
+    if (head < a.q_heads + a.kv_heads) {
+        const u64 table = static_cast<u64>(position) * a.half + d;
+        const float c = a.cos[table], s = a.sin[table], y = x1;
+        x1 = fma_(y, c, -mul(x2, s));
+        x2 = fma_(x2, c, mul(y, s));
+        x[0] = x1;
+        x[a.half] = x2;
+    }
+    if (head < a.q_heads) return;
+    const u32 slot = position % a.block_size, kv = (head - a.q_heads) % a.kv_heads;
+    const u32 block = a.blocks[a.tables[row] + position / a.block_size];
+    const u64 base = (static_cast<u64>(block) * a.kv_heads + kv) * 2 * a.half * a.block_size;
+    if (head < a.q_heads + a.kv_heads) {
+        a.k[base + static_cast<u64>(d) * a.block_size + slot] = x1;
+        a.k[base + static_cast<u64>(d + a.half) * a.block_size + slot] = x2;
+    } else {
+        a.v[base + static_cast<u64>(slot) * 2 * a.half + d] = x1;
+        a.v[base + static_cast<u64>(slot) * 2 * a.half + d + a.half] = x2;
+    }
+}

@@ -52,3 +52,9 @@ struct F16 {
 DEVICE u64 chunk_index(u32 output, u32 chunk, u32 chunks) {
     return (static_cast<u64>(output / TILE_OUTPUTS) * chunks + chunk) * TILE_OUTPUTS + output % TILE_OUTPUTS;
 }
+
+// The same where 64 outputs x 8 chunks lie in one piece, for the tensor cores: `chunks` is a multiple of 8.
+DEVICE u64 blocked_index(u32 output, u32 chunk, u32 chunks) {
+    const u64 piece = static_cast<u64>(output / 64) * (chunks / 8) + chunk / 8;
+    return piece * 512 + output / 8 % 8 * 64 + chunk % 8 * 8 + output % 8;
+}

@@ -1,6 +1,7 @@
 //! `InferenceConfig`: the engine's settings, mirrored from Megatron's dataclass of the same name, validated at once.
 
 use crate::error::{EngineError, Result};
+use crate::numerics::profile::Profile;
 use serde::{Deserialize, Serialize};
 
 /// When a cached prefix block whose last user left is given up.
@@ -40,6 +41,19 @@ pub enum RoutingPolicy {
     FirstPrefixBlock,
 }
 
+/// How ranks on GPUs exchange activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GpuExchange {
+    /// From GPU to GPU where every rank has one of its own and NCCL is there, else through the host.
+    #[default]
+    Auto,
+    /// From GPU to GPU, or not at all.
+    Nccl,
+    /// Through host memory and the transport of the ranks.
+    Host,
+}
+
 /// Settings of one engine. Fields keep Megatron's names; unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -72,6 +86,10 @@ pub struct InferenceConfig {
     pub prefix_caching_routing_alpha: f64,
     /// What `suspend` does with the KV storage.
     pub kv_cache_management_mode: KvManagement,
+    /// Which arithmetic: `fma`, the same bits on every device, or `mma-sm90`, the tensor cores of one architecture.
+    pub numerics: Profile,
+    /// How ranks on GPUs exchange activations (ours).
+    pub gpu_exchange: GpuExchange,
     /// Threads per rank for kernels; `None` shares the machine's cores between the ranks of this process.
     pub threads: Option<usize>,
     /// Seed of requests that bring none.
@@ -97,6 +115,8 @@ impl Default for InferenceConfig {
             prefix_caching_coordinator_policy: RoutingPolicy::LoadBalanced,
             prefix_caching_routing_alpha: 0.5,
             kv_cache_management_mode: KvManagement::Persist,
+            numerics: Profile::Fma,
+            gpu_exchange: GpuExchange::Auto,
             threads: None,
             inference_sampling_seed: 0,
             rank_deadline_ms: 30_000,

@@ -107,6 +107,9 @@ pub struct Common {
     /// cpu, cuda, cuda:N or auto
     #[arg(long)]
     pub device: Option<String>,
+    /// fma (the same bits on every device) or mma-sm90 (tensor cores of H100 and H200)
+    #[arg(long, value_name = "PROFILE")]
+    pub numerics: Option<String>,
     /// Kernel threads of each rank; without it the ranks share the cores
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -136,6 +139,7 @@ impl Common {
         add("model", "--model", self.model.as_ref().map(|v| json!(v)));
         add("layout", "--layout", self.layout.as_ref().map(|v| json!(v)));
         add("device", "--device", self.device.as_ref().map(|v| json!(v)));
+        add("engine.numerics", "--numerics", self.numerics.as_ref().map(|v| json!(v)));
         add("engine.threads", "--threads", self.threads.map(|v| json!(v)));
         add("chat_template", "--chat-template", self.chat_template.as_ref().map(|v| json!(v)));
         Ok(all)

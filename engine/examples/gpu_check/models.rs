@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Tokens of a block in these runs.
-const BLOCK: u32 = 16;
+pub const BLOCK: u32 = 16;
 /// Prompt tokens of one chunk.
 const CHUNK: usize = 48;
 
@@ -43,7 +43,7 @@ fn cases(path: &Path) -> Result<Vec<Case>> {
 }
 
 /// Plan of `tokens` at `start` of one request that owns the blocks from 0 on.
-fn plan_of(tokens: &[u32], start: usize) -> StepPlan {
+pub fn plan_of(tokens: &[u32], start: usize) -> StepPlan {
     let blocks = (start + tokens.len()).div_ceil(BLOCK as usize) as u32;
     StepPlan {
         step: 0,

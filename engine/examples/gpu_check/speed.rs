@@ -4,7 +4,7 @@ use engine::dtype::DType;
 use engine::kernels::cuda::{self, CudaDevice, backend::Backend, device::Planned};
 use engine::kernels::device::{AttentionArgs, Device, HeadMap, KvShape, NormArgs, Packed};
 use engine::model::spec::{Activation, Rope};
-use engine::numerics::profile::{COLUMN_LEAF, row_leaf};
+use engine::numerics::profile::Profile;
 use engine::step::plan::{Chunk, StepPlan, Want};
 use engine::{EngineError, Result};
 use serde_json::{Value, json};
@@ -71,6 +71,7 @@ struct Model {
     kv: Kv,
     x: Buf,
     normed: Buf,
+    nodes: Buf,
     qkv: Buf,
     attended: Buf,
     gate_up: Buf,
@@ -79,8 +80,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(mut dev: CudaDevice, dims: Dims, rows: usize, blocks: usize) -> Result<Self> {
-        let d = dims;
+    fn new(mut dev: CudaDevice, (d, profile): (Dims, Profile), rows: usize, blocks: usize) -> Result<Self> {
         let heads = HeadMap {
             q_heads: d.heads,
             kv_heads: d.kv_heads,
@@ -97,13 +97,13 @@ impl Model {
         let mut layers = Vec::new();
         for _ in 0..d.layers {
             layers.push(Layer {
-                qkv: weight(heads.width(), d.hidden, COLUMN_LEAF)?,
-                o: weight(d.hidden, wide, row_leaf(wide, d.head_dim))?,
-                gate_up: weight(2 * d.inner, d.hidden, COLUMN_LEAF)?,
-                down: weight(d.hidden, d.inner, row_leaf(d.inner, d.inner))?,
+                qkv: weight(heads.width(), d.hidden, profile.column_leaf())?,
+                o: weight(d.hidden, wide, profile.row_leaf(wide, d.head_dim))?,
+                gate_up: weight(2 * d.inner, d.hidden, profile.column_leaf())?,
+                down: weight(d.hidden, d.inner, profile.row_leaf(d.inner, d.inner))?,
             });
         }
-        let head = weight(d.vocab, d.hidden, COLUMN_LEAF)?;
+        let head = weight(d.vocab, d.hidden, profile.column_leaf())?;
         let shape = KvShape {
             layers: d.layers,
             kv_heads: d.kv_heads,
@@ -119,11 +119,12 @@ impl Model {
         let mut norm = dev.alloc(d.hidden)?;
         dev.write(&mut norm, 0, &vec![1.0; d.hidden])?;
         let mut buffer = |width: usize| dev.alloc(rows * width);
-        let (x, normed, qkv) = (buffer(d.hidden)?, buffer(d.hidden)?, buffer(heads.width())?);
+        let (x, normed, nodes) = (buffer(d.hidden)?, buffer(d.hidden)?, buffer(d.hidden)?);
+        let qkv = buffer(heads.width())?;
         let (attended, gate_up, active) = (buffer(wide)?, buffer(2 * d.inner)?, buffer(d.inner)?);
         let logits = dev.alloc(rows.min(64) * d.vocab)?;
         Ok(Self {
-            dims,
+            dims: d,
             heads,
             layers,
             head,
@@ -131,6 +132,7 @@ impl Model {
             kv,
             x,
             normed,
+            nodes,
             qkv,
             attended,
             gate_up,
@@ -152,11 +154,10 @@ impl Model {
         let wide = d.heads * d.head_dim;
         self.dev.begin(plan, BLOCK)?;
         self.dev.write(&mut self.x, 0, input)?;
+        self.dev.rms_norm(&mut self.normed, &self.x, &self.norm, norm)?;
         for (i, l) in self.layers.iter().enumerate() {
-            self.dev.rms_norm(&mut self.normed, &self.x, &self.norm, norm)?;
             self.dev.linear((&mut self.qkv, 0), &self.normed, (d.hidden, 0), &l.qkv, rows)?;
-            self.dev.rope(&mut self.qkv, &self.heads, 0)?;
-            self.dev.append_kv(&mut self.kv, &self.qkv, i, &self.heads)?;
+            self.dev.rope_append(&mut self.kv, &mut self.qkv, (i, 0), &self.heads)?;
             let args = AttentionArgs {
                 layer: i,
                 heads: &self.heads,
@@ -164,15 +165,13 @@ impl Model {
                 window: None,
             };
             self.dev.attention(&mut self.attended, &self.qkv, &self.kv, args)?;
-            self.dev.linear((&mut self.normed, 0), &self.attended, (wide, 0), &l.o, rows)?;
-            self.dev.add(&mut self.x, &self.normed, rows * d.hidden)?;
-            self.dev.rms_norm(&mut self.normed, &self.x, &self.norm, norm)?;
-            self.dev.linear((&mut self.gate_up, 0), &self.normed, (d.hidden, 0), &l.gate_up, rows)?;
-            self.dev.gated(&mut self.active, &self.gate_up, rows, d.inner, Activation::Silu)?;
-            self.dev.linear((&mut self.normed, 0), &self.active, (d.inner, 0), &l.down, rows)?;
-            self.dev.add(&mut self.x, &self.normed, rows * d.hidden)?;
+            self.dev.linear((&mut self.nodes, 0), &self.attended, (wide, 0), &l.o, rows)?;
+            self.dev.add_norm(&mut self.normed, (&mut self.x, &self.nodes), &self.norm, norm)?;
+            let into = (&mut self.active, &mut self.gate_up);
+            self.dev.linear_gated(into, &self.normed, &l.gate_up, rows, Activation::Silu)?;
+            self.dev.linear((&mut self.nodes, 0), &self.active, (d.inner, 0), &l.down, rows)?;
+            self.dev.add_norm(&mut self.normed, (&mut self.x, &self.nodes), &self.norm, norm)?;
         }
-        self.dev.rms_norm(&mut self.normed, &self.x, &self.norm, norm)?;
         let last = (d.hidden, (rows - wanted) * d.hidden);
         self.dev.linear((&mut self.logits, 0), &self.normed, last, &self.head, wanted)?;
         let mut winners = Vec::new();
@@ -188,7 +187,7 @@ impl Model {
         self.dev.begin(plan, BLOCK)?;
         let mut found = Vec::new();
         let count = self.layers.len();
-        for name in ["norm", "qkv", "rope", "append", "attention", "o", "add", "gate_up", "gated", "down"] {
+        for name in ["norm", "qkv", "rope_append", "attention", "o", "gate_up", "down"] {
             let mut begin = Instant::now();
             let mut bytes = 0;
             for turn in 0..5 * count {
@@ -200,26 +199,22 @@ impl Model {
                 let args =
                     AttentionArgs { layer: turn % count, heads: &self.heads, scale: 0.1, window: None };
                 match name {
-                    "norm" => self.dev.rms_norm(&mut self.normed, &self.x, &self.norm, norm)?,
+                    "norm" => {
+                        self.dev.add_norm(&mut self.normed, (&mut self.x, &self.nodes), &self.norm, norm)?;
+                    }
                     "qkv" => {
-                        self.dev.linear((&mut self.qkv, 0), &self.normed, (d.hidden, 0), &l.qkv, rows)?
+                        self.dev.linear((&mut self.qkv, 0), &self.normed, (d.hidden, 0), &l.qkv, rows)?;
                     }
-                    "rope" => self.dev.rope(&mut self.qkv, &self.heads, 0)?,
-                    "append" => self.dev.append_kv(&mut self.kv, &self.qkv, turn % count, &self.heads)?,
+                    "rope_append" => {
+                        self.dev.rope_append(&mut self.kv, &mut self.qkv, (turn % count, 0), &self.heads)?;
+                    }
                     "attention" => self.dev.attention(&mut self.attended, &self.qkv, &self.kv, args)?,
-                    "o" => self.dev.linear((&mut self.normed, 0), &self.attended, (wide, 0), &l.o, rows)?,
-                    "add" => self.dev.add(&mut self.x, &self.normed, rows * d.hidden)?,
-                    "gate_up" => self.dev.linear(
-                        (&mut self.gate_up, 0),
-                        &self.normed,
-                        (d.hidden, 0),
-                        &l.gate_up,
-                        rows,
-                    )?,
-                    "gated" => {
-                        self.dev.gated(&mut self.active, &self.gate_up, rows, d.inner, Activation::Silu)?
+                    "o" => self.dev.linear((&mut self.nodes, 0), &self.attended, (wide, 0), &l.o, rows)?,
+                    "gate_up" => {
+                        let into = (&mut self.active, &mut self.gate_up);
+                        self.dev.linear_gated(into, &self.normed, &l.gate_up, rows, Activation::Silu)?;
                     }
-                    _ => self.dev.linear((&mut self.normed, 0), &self.active, (d.inner, 0), &l.down, rows)?,
+                    _ => self.dev.linear((&mut self.nodes, 0), &self.active, (d.inner, 0), &l.down, rows)?,
                 }
                 bytes = match name {
                     "qkv" => l.qkv.bytes(),
@@ -272,15 +267,15 @@ fn seconds(model: &mut Model, plan: &StepPlan, wanted: usize, times: u32) -> Res
 }
 
 /// Measures the named shapes; prints a table and returns the figures.
-pub fn measure(ordinal: usize, names: &[String]) -> Result<Vec<Value>> {
+pub fn measure(ordinal: usize, names: &[String], profile: Profile) -> Result<Vec<Value>> {
     let mut found = Vec::new();
     for name in names {
         let d = dims(name)?;
-        let mut dev = cuda::open(ordinal, Planned::default())?;
+        let mut dev = cuda::open(ordinal, Planned { profile, ..Planned::default() })?;
         let bytes = 2usize << 30;
         let copy = 2.0 * bytes as f64 / dev.backend().copy_seconds(bytes, 10)? / 1e9;
-        println!("\n{name}: copy within the device {copy:.0} GB/s");
-        let mut model = Model::new(dev, d, 2048, 48)?;
+        println!("\n{name}, {}: copy within the device {copy:.0} GB/s", profile.name());
+        let mut model = Model::new(dev, (d, profile), 2048, 48)?;
         let weights = model.weight_bytes() as f64;
         let mut decode = Vec::new();
         for batch in [1usize, 8, 32] {
@@ -322,7 +317,7 @@ pub fn measure(ordinal: usize, names: &[String]) -> Result<Vec<Value>> {
             println!();
         }
         found.push(json!({
-            "model": name, "copy_gb_per_s": copy, "weight_bytes": weights, "decode": decode, "prefill": prefill, "parts": parts,
+            "model": name, "profile": profile.name(), "copy_gb_per_s": copy, "weight_bytes": weights, "decode": decode, "prefill": prefill, "parts": parts,
         }));
     }
     Ok(found)

@@ -39,7 +39,16 @@ namespace shim {
 constexpr u32 WARP = 32;
 constexpr size_t STACK = 64 * 1024;
 
-enum class State { Run, Barrier, Exchange, Done };
+// Poll: a thread looks again whether something has happened, at its warp's next turn.
+enum class State { Run, Barrier, Exchange, Poll, Done };
+struct Barrier;
+// A copy into shared memory that is under way (see host/pipeline.h).
+struct Copy {
+    void* to;
+    const void* from;
+    u32 bytes;
+    Barrier* bar;
+};
 
 #if defined(__x86_64__)
 typedef void* Context;
@@ -81,6 +90,9 @@ struct Thread {
     u32 linear = 0;
     State state = State::Run;
     Context context{};
+    // Copies beside the threads that have not come: groups in order, and the one that is still open.
+    std::vector<std::vector<Copy>> groups;
+    std::vector<Copy> open;
 };
 
 // A whole-warp exchange: every lane puts a value, and leaves when all have put theirs. Two buffers: a lane may be one
@@ -100,6 +112,9 @@ struct Block {
     char* dynamic = nullptr;
     void (*body)(const void*) = nullptr;
     const void* args = nullptr;
+    std::vector<Copy> copies;  // under way
+    bool moved = false;        // a barrier in shared memory opened
+    bool broken = false;       // such a barrier got an arrival too many
 };
 inline Block block;
 
@@ -144,20 +159,23 @@ inline void shuffle(std::vector<u32>& order, Random& random) {
     for (u32 i = static_cast<u32>(order.size()); i > 1; i--) std::swap(order[i - 1], order[random.below(i)]);
 }
 
-// Runs every thread of one warp until all wait at a barrier, have ended, or are stuck in an exchange.
+// Runs every thread of one warp until all wait at a barrier, have ended, poll, or are stuck in an exchange.
 inline bool run_warp(u32 warp, std::vector<u32>& lanes, Random& random) {
     bool any = false;
+    for (u32 lane = 0; lane < WARP; lane++)
+        if (block.threads[warp * WARP + lane].state == State::Poll) block.threads[warp * WARP + lane].state = State::Run;
     for (bool moved = true; moved;) {
         moved = false;
         shuffle(lanes, random);
         for (u32 lane : lanes) {
             Thread& t = block.threads[warp * WARP + lane];
-            if (t.state == State::Done || t.state == State::Barrier) continue;
+            if (t.state == State::Done || t.state == State::Barrier || t.state == State::Poll) continue;
             if (t.state == State::Exchange && !warp_complete(t)) continue;
             t.state = State::Run;
             block.current = &t;
             change(block.main, t.context);
-            any = moved = true;
+            moved = true;
+            any |= t.state != State::Poll || !block.copies.empty() || block.moved;
         }
     }
     return any;
@@ -181,17 +199,21 @@ inline bool run_block(std::vector<char>& stacks, Random& random) {
     const u32 n = static_cast<u32>(block.threads.size());
     for (u32 i = 0; i < n; i++) {
         Thread& t = block.threads[i];
-        t = Thread{};
+        t.groups.clear();
+        t.open.clear();
+        t.state = State::Run;
         t.linear = i;
         t.id = Index{i % block.size.x, i / block.size.x % block.size.y, i / block.size.x / block.size.y};
         prepare(t.context, stacks.data() + i * STACK, entry);
     }
     block.warps.assign(n / WARP, Warp{});
+    block.copies.clear();
     std::vector<u32> warps(n / WARP), lanes(WARP);
     for (u32 i = 0; i < warps.size(); i++) warps[i] = i;
     for (u32 i = 0; i < WARP; i++) lanes[i] = i;
     for (bool progress = true; progress;) {
-        progress = false;
+        progress = block.moved;
+        block.moved = false;
         shuffle(warps, random);
         for (u32 warp : warps) progress |= run_warp(warp, lanes, random);
         progress |= open_barrier();
@@ -229,7 +251,12 @@ inline int launch(void (*body)(const void*), const Launch& l, const void* args, 
             for (u32 x = 0; x < l.grid.x; x++) {
                 block.id = Index{x, y, z};
                 std::memset(block.dynamic, 0xff, l.shared);
-                if (run_block(stacks, random)) continue;
+                block.broken = false;
+                if (run_block(stacks, random) && !block.broken) continue;
+                if (block.broken) {
+                    std::snprintf(message, length, "a barrier of block (%u,%u,%u) got an arrival too many", x, y, z);
+                    return 1;
+                }
                 u32 at_barrier = 0, in_exchange = 0;
                 for (const Thread& t : block.threads) {
                     at_barrier += t.state == State::Barrier;
@@ -256,6 +283,8 @@ template <class T> u64 to_bits(T v) {
 
 }  // namespace shim
 
+#define KERNEL_EARLY KERNEL
+#define KERNEL_WIDE KERNEL
 #define KERNEL(threads, name, Args)                                                                          \
     static void name##_body(const Args& a);                                                                  \
     extern "C" int shim_##name(const shim::Launch* l, const void* args, char* message, size_t length) {      \
@@ -289,6 +318,8 @@ inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline int __clz(int v) { return v ? __builtin_clz(static_cast<u32>(v)) : 32; }
 
+inline void grid_wait() {}
+inline void prefetch(const void*) {}
 inline Vec16 load_stream(const Vec16* p) { return *p; }
 inline float4 load4(const float* p) {
     if (reinterpret_cast<uintptr_t>(p) % 16) std::abort();  // a GPU would fault here
@@ -306,3 +337,21 @@ inline u32 bf16_bits(float v) {
     return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
 inline u32 pack_bf16(float lo, float hi) { return bf16_bits(lo) | bf16_bits(hi) << 16; }
+
+// A copy is made when its thread waits for it, not before: who reads without waiting sees what was there.
+inline void copy_async(void* to, const void* from) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) std::abort();
+    shim::block.current->open.push_back(shim::Copy{to, from, 16, nullptr});
+}
+inline void copy_commit() {
+    shim::Thread* t = shim::block.current;
+    t->groups.push_back(std::move(t->open));
+    t->open.clear();
+}
+template <int N> inline void copy_wait() {
+    auto& groups = shim::block.current->groups;
+    const size_t done = groups.size() > N ? groups.size() - N : 0;
+    for (size_t i = 0; i < done; i++)
+        for (const shim::Copy& c : groups[i]) std::memcpy(c.to, c.from, c.bytes);
+    groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(done));
+}

@@ -148,7 +148,16 @@ fn rms_norm<D: Device>(pair: &mut Pair<'_, D>, draw: &mut Draw) -> Result<()> {
     pair.compare_buffer(|| format!("{args:?}"), &dout, &out)?;
     pair.device.rms_norm_in_place(&mut dx, &dw, args)?;
     pair.reference.rms_norm_in_place(&mut x, &w, args)?;
-    pair.compare_buffer(|| format!("in place, {args:?}"), &dx, &x)
+    pair.compare_buffer(|| format!("in place, {args:?}"), &dx, &x)?;
+    // The residual stream goes on: one segment over whole rows.
+    let whole = NormArgs { stride: width, offset: 0, segments: 1, ..args };
+    let (mut x, y) = (draw.floats(rows * width), draw.floats(rows * width));
+    let mut out = vec![0.0; x.len()];
+    let (mut dx, dy, mut dout) = (pair.put(&x)?, pair.put(&y)?, pair.put(&out)?);
+    pair.device.add_norm(&mut dout, (&mut dx, &dy), &dw, whole)?;
+    pair.reference.add_norm(&mut out, (&mut x, &y), &w, whole)?;
+    pair.compare_buffer(|| format!("add_norm, {whole:?}: sum"), &dx, &x)?;
+    pair.compare_buffer(|| format!("add_norm, {whole:?}"), &dout, &out)
 }
 
 /// Bytes of drawn values in a stored type.
@@ -163,7 +172,7 @@ fn stored(draw: &mut Draw, n: usize, dtype: DType) -> Vec<u8> {
 
 fn linear<D: Device>(pair: &mut Pair<'_, D>, draw: &mut Draw, dtype: DType) -> Result<()> {
     let leaf = draw.of(&[4, 8, 16, 32, 64, 128, 256]);
-    let inputs = draw.of(&[5, 8, 24, 64, 96, 192, 320, 576, 1000]);
+    let inputs = draw.of(&[5, 8, 24, 64, 96, 192, 256, 320, 512, 576, 1000, 1024]);
     let rows = draw.of(&[1, 1, 2, 3, 5, 8, 9, 16, 31, 33, 40, 130]);
     let (first, second) = (draw.between(1, 70), draw.between(1, 70));
     let (offset, pad) = (draw.of(&[0, 0, 4, 3]), draw.of(&[0, 8, 5]));
@@ -184,7 +193,34 @@ fn linear<D: Device>(pair: &mut Pair<'_, D>, draw: &mut Draw, dtype: DType) -> R
     let what = || {
         format!("{rows} rows, {inputs} -> {first}+{second}, leaf {leaf}, stride {stride}, offset {offset}")
     };
-    pair.compare_buffer(what, &dout, &out)
+    pair.compare_buffer(what, &dout, &out)?;
+    linear_gated(pair, draw, (&whole, leaf), rows)
+}
+
+/// The same weight as gate and up of a feed-forward block.
+fn linear_gated<D: Device>(
+    pair: &mut Pair<'_, D>,
+    draw: &mut Draw,
+    (matrix, leaf): (&MatrixView<'_>, usize),
+    rows: usize,
+) -> Result<()> {
+    let (outputs, inputs) = (matrix.rows / 2 * 2, matrix.cols);
+    if outputs == 0 {
+        return Ok(());
+    }
+    let activation = draw.of(&[Activation::Silu, Activation::GeluTanh]);
+    let x = draw.floats(rows * inputs);
+    let (mut gate_up, mut out) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs / 2]);
+    let (dx, mut dgate_up, mut dout) = (pair.put(&x)?, pair.put(&gate_up)?, pair.put(&out)?);
+    let part = [matrix.rows(0, outputs)];
+    let (weight, expected) = (pair.device.pack(&part, leaf)?, pair.reference.pack(&part, leaf)?);
+    pair.device.linear_gated((&mut dout, &mut dgate_up), &dx, &weight, rows, activation)?;
+    pair.reference.linear_gated((&mut out, &mut gate_up), &x, &expected, rows, activation)?;
+    pair.compare_buffer(
+        || format!("{activation:?}, {rows} rows, {inputs} -> {outputs}, leaf {leaf}"),
+        &dout,
+        &out,
+    )
 }
 
 fn pointwise<D: Device>(pair: &mut Pair<'_, D>, draw: &mut Draw) -> Result<()> {
@@ -306,11 +342,14 @@ fn attention<D: Device>(pair: &mut Pair<'_, D>, draw: &mut Draw) -> Result<()> {
         let mut dqkv = pair.put(&qkv)?;
         pair.device.begin(&plan, block_size)?;
         pair.reference.begin(&plan, block_size)?;
-        pair.device.rope(&mut dqkv, &heads, 0)?;
-        pair.reference.rope(&mut qkv, &heads, 0)?;
+        if first {
+            pair.device.rope(&mut dqkv, &heads, 0)?;
+            pair.device.append_kv(&mut kv, &dqkv, 1, &heads)?;
+        } else {
+            pair.device.rope_append(&mut kv, &mut dqkv, (1, 0), &heads)?;
+        }
+        pair.reference.rope_append(&mut rkv, &mut qkv, (1, 0), &heads)?;
         pair.compare_buffer(|| format!("rope {heads:?}"), &dqkv, &qkv)?;
-        pair.device.append_kv(&mut kv, &dqkv, 1, &heads)?;
-        pair.reference.append_kv(&mut rkv, &qkv, 1, &heads)?;
         // The reference is slow over long prefixes: of the first step only every other case is compared.
         if first && rows > 700 {
             continue;

@@ -1,9 +1,11 @@
 //! The op list. A device implements these operators; every implementation gives the bits of the scalar reference
 //! in profile `fma`. Shapes are written `[rows, width]`, row-major, f32 unless said otherwise.
 
-use crate::error::Result;
+use crate::config::GpuExchange;
+use crate::error::{EngineError, Result};
 use crate::model::matrix::MatrixView;
 use crate::model::spec::{Activation, Rope};
+use crate::parallel::comm::collectives::Group;
 use crate::parallel::tree::Step;
 use crate::step::plan::StepPlan;
 use std::ops::Range;
@@ -146,6 +148,33 @@ pub trait Device: Send + 'static {
     fn memory_domain(&self) -> usize {
         0
     }
+    /// Links this device with those of the other ranks of `world`, who call this at the same time. Without a link the
+    /// host moves what ranks exchange.
+    fn connect(&mut self, world: &mut Group, how: GpuExchange) -> Result<()> {
+        let _ = world;
+        if how != GpuExchange::Nccl {
+            return Ok(());
+        }
+        let (reason, hint) =
+            (format!("{} has no links to other devices", self.name()), "use `auto` or `host`");
+        Err(EngineError::config("gpu_exchange", reason, hint))
+    }
+    /// Brings the blocks of all members of `group` together: `nodes` starts with this rank's `counts[me]` elements, and
+    /// ends with those of all members, in member order. False, and nothing done, without a link.
+    fn gather_blocks(&mut self, nodes: &mut Self::Buf, group: &Group, counts: &[usize]) -> Result<bool> {
+        let _ = (nodes, group, counts);
+        Ok(false)
+    }
+    /// Sends the first `len` elements to a rank, which receives them. False, and nothing done, without a link.
+    fn send_to(&mut self, buf: &Self::Buf, len: usize, to: usize) -> Result<bool> {
+        let _ = (buf, len, to);
+        Ok(false)
+    }
+    /// Receives the first `len` elements from a rank. False, and nothing done, without a link.
+    fn receive_from(&mut self, buf: &mut Self::Buf, len: usize, from: usize) -> Result<bool> {
+        let _ = (buf, len, from);
+        Ok(false)
+    }
     /// A zeroed buffer of `len` elements.
     fn alloc(&mut self, len: usize) -> Result<Self::Buf>;
     /// Host to device.
@@ -206,6 +235,43 @@ pub trait Device: Send + 'static {
     fn rope(&mut self, qkv: &mut Self::Buf, heads: &HeadMap, rope: usize) -> Result<()>;
     /// Appends k and v of the plan's rows to the KV storage.
     fn append_kv(&mut self, kv: &mut Self::Kv, qkv: &Self::Buf, layer: usize, heads: &HeadMap) -> Result<()>;
+    /// [`Device::rope`], then [`Device::append_kv`]; a device may do both at once.
+    fn rope_append(
+        &mut self,
+        kv: &mut Self::Kv,
+        qkv: &mut Self::Buf,
+        (layer, rope): (usize, usize),
+        heads: &HeadMap,
+    ) -> Result<()> {
+        self.rope(qkv, heads, rope)?;
+        self.append_kv(kv, qkv, layer, heads)
+    }
+    /// Continues the residual stream and norms it: `x += y`, then `out = rms_norm(x)`, over whole rows (one segment);
+    /// a device may do both at once.
+    fn add_norm(
+        &mut self,
+        out: &mut Self::Buf,
+        (x, y): (&mut Self::Buf, &Self::Buf),
+        weight: &Self::Buf,
+        args: NormArgs,
+    ) -> Result<()> {
+        self.add(x, y, args.rows * args.stride)?;
+        self.rms_norm(out, x, weight, args)
+    }
+    /// [`Device::linear`] of whole rows of `x` into `gate_up`, then [`Device::gated`] into `out`. A device may do both
+    /// at once; what is then in `gate_up` is not defined.
+    fn linear_gated(
+        &mut self,
+        (out, gate_up): (&mut Self::Buf, &mut Self::Buf),
+        x: &Self::Buf,
+        weight: &Self::Weight,
+        rows: usize,
+        activation: Activation,
+    ) -> Result<()> {
+        let (inputs, inner) = (weight.inputs(), weight.outputs() / 2);
+        self.linear((gate_up, 0), x, (inputs, 0), weight, rows)?;
+        self.gated(out, gate_up, rows, inner, activation)
+    }
     /// Attention of the plan's rows: `out[rows, q_heads * head_dim]`.
     fn attention(
         &mut self,

@@ -181,19 +181,26 @@ impl<D: Device> Decoder<D> {
         let global = self.shard.layers.start + local;
         let (ws, dev, heads) = (&mut self.ws, &mut self.dev, &self.shard.heads);
         let (layer, probe) = (&self.weights.layers[local], &mut self.probe);
-        dev.rms_norm(&mut ws.x, &ws.h, &layer.attn_norm, residual_norm(spec, rows))?;
+        if local == 0 || !probe.idle() {
+            dev.rms_norm(&mut ws.x, &ws.h, &layer.attn_norm, residual_norm(spec, rows))?;
+        }
         probe.look(dev, &mut ws.x, (global, Op::AttentionNorm), Part::whole(hidden))?;
         dev.linear((&mut ws.qkv, 0), &ws.x, (hidden, 0), &layer.qkv, rows)?;
         if let Some(bias) = &layer.qkv_bias {
             dev.add_bias(&mut ws.qkv, bias, rows, heads.width())?;
         }
         qk_norm(dev, ws, layer, spec, (heads, rows))?;
-        dev.rope(&mut ws.qkv, heads, spec.layers[global].rope)?;
-        for (op, part) in fused_parts(&self.shard) {
-            probe.look(dev, &mut ws.qkv, (global, op), part)?;
-        }
         let kv = self.kv.as_mut().ok_or_else(|| EngineError::internal("a step without KV storage"))?;
-        dev.append_kv(kv, &ws.qkv, local, heads)?;
+        let rope = spec.layers[global].rope;
+        if probe.idle() {
+            dev.rope_append(kv, &mut ws.qkv, (local, rope), heads)?;
+        } else {
+            dev.rope(&mut ws.qkv, heads, rope)?;
+            for (op, part) in fused_parts(&self.shard) {
+                probe.look(dev, &mut ws.qkv, (global, op), part)?;
+            }
+            dev.append_kv(kv, &ws.qkv, local, heads)?;
+        }
         let args =
             AttentionArgs { layer: local, heads, scale: spec.attn_scale, window: spec.layers[global].window };
         #[cfg(feature = "faults")]
@@ -220,7 +227,7 @@ impl<D: Device> Decoder<D> {
         if let Some(norm) = &layer.post_attn {
             dev.rms_norm_in_place(&mut ws.nodes, norm, residual_norm(spec, rows))?;
         }
-        dev.add(&mut ws.h, &ws.nodes, rows * hidden)?;
+        continue_stream(dev, ws, Some(&layer.ffn_norm), residual_norm(spec, rows), probe.idle())?;
         probe.look(dev, &mut ws.h, (global, Op::AttentionResidual), Part::whole(hidden))
     }
 
@@ -231,7 +238,9 @@ impl<D: Device> Decoder<D> {
         let (layer, probe) = (&self.weights.layers[local], &mut self.probe);
         let (ws, dev) = (&mut self.ws, &mut self.dev);
         if rows > 0 {
-            dev.rms_norm(&mut ws.x, &ws.h, &layer.ffn_norm, residual_norm(spec, rows))?;
+            if !probe.idle() {
+                dev.rms_norm(&mut ws.x, &ws.h, &layer.ffn_norm, residual_norm(spec, rows))?;
+            }
             probe.look(dev, &mut ws.x, (global, Op::FfnNorm), Part::whole(hidden))?;
         }
         match &layer.ffn {
@@ -244,8 +253,8 @@ impl<D: Device> Decoder<D> {
                 };
                 let inner = part.inputs().len();
                 if let Some(gate_up) = gate_up {
-                    dev.linear((&mut ws.gate_up, 0), &ws.x, (hidden, 0), gate_up, rows)?;
-                    dev.gated(&mut ws.act, &ws.gate_up, rows, inner, spec.activation)?;
+                    let into = (&mut ws.act, &mut ws.gate_up);
+                    dev.linear_gated(into, &ws.x, gate_up, rows, spec.activation)?;
                     probe.look(dev, &mut ws.act, (global, Op::Activation), Part::cut(part.inputs()))?;
                 }
                 cover_products(dev, &mut ws.nodes, &ws.act, (down, part), (rows, inner, hidden))?;
@@ -270,14 +279,18 @@ impl<D: Device> Decoder<D> {
         if let Some(norm) = &layer.post_ffn {
             dev.rms_norm_in_place(&mut ws.nodes, norm, residual_norm(spec, rows))?;
         }
-        dev.add(&mut ws.h, &ws.nodes, rows * hidden)?;
+        let next = self.weights.layers.get(local + 1).map(|next| &next.attn_norm);
+        continue_stream(dev, ws, next, residual_norm(spec, rows), probe.idle())?;
         probe.look(dev, &mut ws.h, (global, Op::FfnResidual), Part::whole(hidden))
     }
 
     fn receive(&mut self, rows: usize) -> Result<()> {
         let Some(prev) = self.links.prev else { return Ok(()) };
-        self.links.transport.recv(prev, &mut self.bytes)?;
         let want = rows * self.spec().hidden;
+        if self.dev.receive_from(&mut self.ws.h, want, prev)? {
+            return Ok(());
+        }
+        self.links.transport.recv(prev, &mut self.bytes)?;
         if self.bytes.len() != want * 4 {
             return Err(EngineError::internal(format!(
                 "rank {prev} sent {} bytes of residual stream where {} were due",
@@ -292,6 +305,9 @@ impl<D: Device> Decoder<D> {
 
     fn send(&mut self, rows: usize) -> Result<()> {
         let Some(next) = self.links.next else { return Ok(()) };
+        if self.dev.send_to(&self.ws.h, rows * self.checkpoint.spec().hidden, next)? {
+            return Ok(());
+        }
         self.floats.resize(rows * self.checkpoint.spec().hidden, 0.0);
         self.dev.read(&self.ws.h, 0, &mut self.floats)?;
         #[cfg(feature = "faults")]
@@ -326,6 +342,21 @@ fn fused_parts(shard: &Shard) -> [(Op, Part); 3] {
 /// RMSNorm over the residual stream.
 pub(crate) fn residual_norm(spec: &ModelSpec, rows: usize) -> NormArgs {
     NormArgs { rows, stride: spec.hidden, offset: 0, segments: 1, width: spec.hidden, eps: spec.norm_eps }
+}
+
+/// Adds a block's result to the residual stream. When nobody looks in between, the norm that the next block begins with,
+/// if this stage has one, is left in `x` at once.
+fn continue_stream<D: Device>(
+    dev: &mut D,
+    ws: &mut Workspace<D>,
+    norm: Option<&D::Buf>,
+    args: NormArgs,
+    at_once: bool,
+) -> Result<()> {
+    match norm {
+        Some(norm) if at_once => dev.add_norm(&mut ws.x, (&mut ws.h, &ws.nodes), norm, args),
+        _ => dev.add(&mut ws.h, &ws.nodes, args.rows * args.stride),
+    }
 }
 
 /// Norm on queries and keys inside the fused row.

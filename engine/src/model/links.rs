@@ -106,6 +106,7 @@ pub struct Reducer {
     exchange: NodeExchange,
     mine: Vec<f32>,
     all: Vec<f32>,
+    counts: Vec<usize>,
     owner: OwnerBuffers,
     #[cfg(feature = "faults")]
     fault: Option<Fault>,
@@ -118,6 +119,7 @@ impl Reducer {
             exchange,
             mine: Vec::new(),
             all: Vec::new(),
+            counts: Vec::new(),
             owner: OwnerBuffers::default(),
             #[cfg(feature = "faults")]
             fault: None,
@@ -139,6 +141,15 @@ impl Reducer {
     ) -> Result<()> {
         let len = rows * width;
         if group.len() == 1 {
+            return dev.fold(nodes, len, self.exchange.steps());
+        }
+        #[cfg(feature = "faults")]
+        let faulty = self.fault.is_some_and(plants_in_sums);
+        #[cfg(not(feature = "faults"))]
+        let faulty = false;
+        self.counts.clear();
+        self.counts.extend((0..group.len()).map(|m| self.exchange.nodes_of(m) * len));
+        if !faulty && dev.gather_blocks(nodes, group, &self.counts)? {
             return dev.fold(nodes, len, self.exchange.steps());
         }
         self.mine.resize(self.exchange.nodes_of(group.me()) * len, 0.0);

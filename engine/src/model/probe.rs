@@ -53,6 +53,15 @@ impl Probe {
         Self { tap, rank, ..Self::default() }
     }
 
+    /// Whether nothing is looked at or planted, so that operators may be done together.
+    pub fn idle(&self) -> bool {
+        #[cfg(feature = "faults")]
+        if self.fault.is_some() {
+            return false;
+        }
+        self.tap.is_none()
+    }
+
     /// A step begins: its rows are those of `plan`.
     pub fn begin(&mut self, plan: &StepPlan) {
         if self.tap.is_none() {

@@ -6,7 +6,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::matrix::MatrixView;
 use crate::model::spec::{ModelSpec, QkNorm};
 use crate::model::tensor::{LayerTensor, Tensor};
-use crate::numerics::profile::COLUMN_LEAF;
+use crate::numerics::profile::Profile;
 use crate::parallel::shard::{FfnShard, RowShard, Shard};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -101,6 +101,8 @@ pub struct StageLoader<'a, D: Device> {
     pub checkpoint: &'a Checkpoint,
     /// What this rank owns.
     pub shard: &'a Shard,
+    /// Which arithmetic the leaves belong to.
+    pub profile: Profile,
     /// Where packed matrices are shared.
     pub cache: &'a PackCache<D::Weight>,
 }
@@ -113,7 +115,11 @@ impl<D: Device> StageLoader<'_, D> {
         let final_norm = if last { Some(self.vector(dev, Tensor::FinalNorm)?) } else { None };
         let vocab = self.shard.vocab();
         let head = if last && !vocab.is_empty() {
-            Some(self.matrix(dev, &[(Tensor::Head, vocab, 0..self.spec().hidden)], COLUMN_LEAF)?)
+            Some(self.matrix(
+                dev,
+                &[(Tensor::Head, vocab, 0..self.spec().hidden)],
+                self.profile.column_leaf(),
+            )?)
         } else {
             None
         };
@@ -137,7 +143,7 @@ impl<D: Device> StageLoader<'_, D> {
                 (at(LayerTensor::K), kv.clone(), 0..hidden),
                 (at(LayerTensor::V), kv.clone(), 0..hidden),
             ],
-            COLUMN_LEAF,
+            self.profile.column_leaf(),
         )?;
         let o = self.cover(dev, at(LayerTensor::O), &self.shard.attn_out)?;
         let per_head = spec.qk_norm != QkNorm::None;
@@ -177,13 +183,19 @@ impl<D: Device> StageLoader<'_, D> {
                     (at(LayerTensor::Gate), inner.clone(), 0..hidden),
                     (at(LayerTensor::Up), inner.clone(), 0..hidden),
                 ];
-                let gate_up =
-                    if inner.is_empty() { None } else { Some(self.matrix(dev, &parts, COLUMN_LEAF)?) };
+                let gate_up = if inner.is_empty() {
+                    None
+                } else {
+                    Some(self.matrix(dev, &parts, self.profile.column_leaf())?)
+                };
                 Ok(FfnWeights::Dense { gate_up, down: self.cover(dev, at(LayerTensor::Down), part)? })
             }
             FfnShard::Moe(part) => {
-                let router =
-                    self.matrix(dev, &[(at(LayerTensor::Router), 0..part.experts, 0..hidden)], COLUMN_LEAF)?;
+                let router = self.matrix(
+                    dev,
+                    &[(at(LayerTensor::Router), 0..part.experts, 0..hidden)],
+                    self.profile.column_leaf(),
+                )?;
                 let (mut gate_up, mut down) = (Vec::new(), Vec::new());
                 let inner = part.down.inputs();
                 let ids = if inner.is_empty() { Vec::new() } else { part.ids.clone() };
@@ -193,7 +205,7 @@ impl<D: Device> StageLoader<'_, D> {
                         (at(LayerTensor::ExpertGate(e)), inner.clone(), 0..hidden),
                         (at(LayerTensor::ExpertUp(e)), inner.clone(), 0..hidden),
                     ];
-                    gate_up.push(self.matrix(dev, &parts, COLUMN_LEAF)?);
+                    gate_up.push(self.matrix(dev, &parts, self.profile.column_leaf())?);
                     down.push(self.cover(dev, at(LayerTensor::ExpertDown(e)), &part.down)?);
                 }
                 Ok(FfnWeights::Moe { router, ids, gate_up, down })

@@ -25,6 +25,22 @@ impl Profile {
             Self::MmaSm90 => "mma-sm90",
         }
     }
+
+    /// Leaf of a column-parallel product: no layout cuts these weights along `k`, so the tensor cores may go on longer.
+    pub const fn column_leaf(self) -> usize {
+        match self {
+            Self::Fma => COLUMN_LEAF,
+            Self::MmaSm90 => 4096,
+        }
+    }
+
+    /// Leaf of a row-parallel product; see [`row_leaf`]. Tensor cores take up to 1024 inputs at a time.
+    pub fn row_leaf(self, k: usize, granule: usize) -> usize {
+        match self {
+            Self::Fma => row_leaf(k, granule),
+            Self::MmaSm90 => bounded_row_leaf(k, granule, 1024),
+        }
+    }
 }
 
 /// Leaf of a column-parallel product: no layout cuts these weights along `k`.
@@ -42,7 +58,11 @@ pub const KEY_SPLIT: usize = 256;
 ///
 /// When `granule` is not a multiple of 8 the largest power of two dividing it is taken, so that cuts stay on leaves.
 pub fn row_leaf(k: usize, granule: usize) -> usize {
-    let most = (k / 8).clamp(8, 128);
+    bounded_row_leaf(k, granule, 128)
+}
+
+fn bounded_row_leaf(k: usize, granule: usize, bound: usize) -> usize {
+    let most = (k / 8).clamp(8, bound);
     let by_size = 1usize << most.ilog2();
     by_size.min(1 << granule.trailing_zeros())
 }
@@ -59,6 +79,8 @@ mod tests {
 
     #[test]
     fn leaf_sizes_of_the_known_models() {
+        assert_eq!(Profile::MmaSm90.row_leaf(14_336, 14_336), 1024);
+        assert_eq!(Profile::MmaSm90.row_leaf(4096, 128), 128);
         assert_eq!(row_leaf(576, 64), 64); // SmolLM2 attention output
         assert_eq!(row_leaf(1536, 1536), 128); // SmolLM2 down projection
         assert_eq!(row_leaf(64, 8), 8); // dense, attention output

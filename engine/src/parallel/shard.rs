@@ -4,7 +4,7 @@
 use crate::error::{EngineError, Result};
 use crate::kernels::device::HeadMap;
 use crate::model::spec::{Ffn, ModelSpec};
-use crate::numerics::profile::{row_leaf, vocab_leaf};
+use crate::numerics::profile::{Profile, vocab_leaf};
 use crate::parallel::layout::{Coord, Layout};
 use crate::parallel::reduce::NodeExchange;
 use crate::parallel::tree::{Node, cover};
@@ -52,8 +52,8 @@ impl RowShard {
     }
 
     /// A feed-forward block of inner width `inner`: cut anywhere between leaves.
-    fn feed_forward(inner: usize, member: (usize, usize)) -> Self {
-        let leaf = row_leaf(inner, inner);
+    fn feed_forward(profile: Profile, inner: usize, member: (usize, usize)) -> Self {
+        let leaf = profile.row_leaf(inner, inner);
         Self::new(inner / leaf, leaf, leaf, member)
     }
 
@@ -206,6 +206,7 @@ pub struct ShardTable<'a> {
     spec: &'a ModelSpec,
     layout: Layout,
     placement: &'a ExpertPlacement,
+    profile: Profile,
 }
 
 impl<'a> ShardTable<'a> {
@@ -220,7 +221,13 @@ impl<'a> ShardTable<'a> {
                 placement.shares(&layout, experts)?;
             }
         }
-        Ok(Self { spec, layout, placement })
+        Ok(Self { spec, layout, placement, profile: Profile::Fma })
+    }
+
+    /// The same with the leaves of `profile`.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        Self { profile, ..self }
     }
 
     /// The layout.
@@ -250,7 +257,7 @@ impl<'a> ShardTable<'a> {
         let member = (layout.tp(), coord.tp);
         let q_heads = split(spec.heads, layout.tp(), coord.tp);
         let (kv_heads, heads) = head_map(spec, &q_heads);
-        let out_leaf = row_leaf(spec.heads * spec.head_dim, spec.head_dim);
+        let out_leaf = self.profile.row_leaf(spec.heads * spec.head_dim, spec.head_dim);
         let layers = self.layers(coord.pp);
         let ffn = spec.layers[layers.clone()].iter().map(|layer| self.ffn(&layer.ffn, coord));
         let vocab_leaf = vocab_leaf(spec.vocab);
@@ -274,7 +281,7 @@ impl<'a> ShardTable<'a> {
     fn ffn(&self, ffn: &Ffn, coord: Coord) -> Result<FfnShard> {
         match *ffn {
             Ffn::Dense { inner } => {
-                Ok(FfnShard::Dense(RowShard::feed_forward(inner, (self.layout.tp(), coord.tp))))
+                Ok(FfnShard::Dense(RowShard::feed_forward(self.profile, inner, (self.layout.tp(), coord.tp))))
             }
             Ffn::Moe { experts, inner, .. } => {
                 let shares = self.placement.shares(&self.layout, experts)?;
@@ -283,7 +290,7 @@ impl<'a> ShardTable<'a> {
                     experts,
                     answers: (0..experts as u32).filter_map(lowest).collect(),
                     ids: shares[coord.ep].clone(),
-                    down: RowShard::feed_forward(inner, (self.layout.etp(), coord.etp)),
+                    down: RowShard::feed_forward(self.profile, inner, (self.layout.etp(), coord.etp)),
                 }))
             }
         }

@@ -5,6 +5,8 @@ use crate::kernels::cpu::CpuDevice;
 use crate::kernels::cuda;
 use crate::kernels::device::Device;
 use crate::kernels::reference::ReferenceDevice;
+use crate::model::spec::Ffn;
+use crate::numerics::profile::Profile;
 use crate::step::cluster::start_threads;
 use crate::step::local::LocalExecutor;
 use crate::step::plan::Executor;
@@ -78,6 +80,8 @@ impl std::fmt::Display for DeviceKind {
 /// # Errors
 /// What the device, the weights or the layout refuse.
 pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dyn Executor>>> {
+    let profile = deployment.config.numerics;
+    check_profile(deployment, kind)?;
     match kind {
         DeviceKind::Cpu => {
             let threads = deployment.threads(deployment.layout.world());
@@ -87,10 +91,30 @@ pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dy
         DeviceKind::Cuda(n) => {
             let visible = cuda::probe::probe().gpus.len();
             start(deployment, |rank| {
-                cuda::open(cuda::ordinal_of(n, rank, visible), cuda::device::Planned::default())
+                let planned = cuda::device::Planned { profile, ..Default::default() };
+                cuda::open(cuda::ordinal_of(n, rank, visible), planned)
             })
         }
     }
+}
+
+/// Refuses a profile that the device or the model cannot have; a GPU refuses another architecture when it is opened.
+fn check_profile(deployment: &Deployment, kind: DeviceKind) -> Result<()> {
+    let profile = deployment.config.numerics;
+    let refuse = |reason: String, hint: &str| Err(EngineError::config("numerics", reason, hint));
+    if profile == Profile::Fma {
+        return Ok(());
+    }
+    if !matches!(kind, DeviceKind::Cuda(_)) {
+        let reason =
+            format!("profile {} needs the tensor cores of sm_90, the device is `{kind}`", profile.name());
+        return refuse(reason, "use `--device cuda` on such a GPU, or `fma`, which every device has");
+    }
+    if deployment.checkpoint.spec().layers.iter().any(|l| matches!(l.ffn, Ffn::Moe { .. })) {
+        let reason = format!("profile {} has no kernels for experts yet", profile.name());
+        return refuse(reason, "use `fma` for models with experts");
+    }
+    Ok(())
 }
 
 /// As [`executors`], on devices that the caller makes: `device(rank)`.

@@ -4,7 +4,6 @@
 use crate::config::InferenceConfig;
 use crate::error::{EngineError, Result};
 use crate::kernels::cpu::CpuDevice;
-use crate::numerics::profile::Profile;
 use crate::parallel::comm::Transport;
 use crate::parallel::comm::handshake::{Identity, handshake};
 use crate::parallel::comm::mpi::Mpi;
@@ -187,7 +186,7 @@ fn follow(deployment: &Deployment, context: &RankContext) -> Result<()> {
 fn join(deployment: &Deployment, context: &RankContext) -> Result<()> {
     let config = serde_json::to_string(&deployment.config).unwrap_or_default();
     let weights = &deployment.checkpoint.digest().combined;
-    handshake(&context.data, &Identity::new(deployment.layout, Profile::Fma, weights, &config))
+    handshake(&context.data, &Identity::new(deployment.layout, deployment.config.numerics, weights, &config))
 }
 
 fn describe(deployment: &Deployment) -> Result<Announcement> {

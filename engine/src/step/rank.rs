@@ -1,6 +1,6 @@
 //! One rank at work: assembles its decoder and runs the steps that its replica's leader orders.
 
-use crate::config::InferenceConfig;
+use crate::config::{GpuExchange, InferenceConfig};
 use crate::error::{EngineError, Result};
 use crate::kernels::device::{Device, KvShape};
 use crate::model::checkpoint::Checkpoint;
@@ -12,6 +12,7 @@ use crate::model::spec::Ffn;
 use crate::model::stage::{PackCache, StageLoader};
 use crate::model::tap::Taps;
 use crate::parallel::comm::Transport;
+use crate::parallel::comm::collectives::Group;
 use crate::parallel::layout::Layout;
 use crate::parallel::shard::{ExpertPlacement, Shard, ShardTable};
 use crate::schedule::ModelFacts;
@@ -112,7 +113,8 @@ impl Deployment {
 
     /// What `rank` owns.
     pub fn shard(&self, rank: usize) -> Result<Shard> {
-        ShardTable::new(self.checkpoint.spec(), self.layout, &self.placement)?.shard(rank)
+        let table = ShardTable::new(self.checkpoint.spec(), self.layout, &self.placement)?;
+        table.with_profile(self.config.numerics).shard(rank)
     }
 
     fn kv_shape(&self, shard: &Shard, blocks: usize) -> KvShape {
@@ -147,6 +149,7 @@ pub struct Rank<D: Device> {
     group_rows: Vec<usize>,
     steps: u64,
     weight_bytes: u64,
+    gpu_exchange: GpuExchange,
 }
 
 impl<D: Device> Rank<D> {
@@ -159,7 +162,8 @@ impl<D: Device> Rank<D> {
     ) -> Result<Self> {
         let spec = deployment.checkpoint.spec();
         let shard = deployment.shard(transport.rank())?;
-        let loader = StageLoader::<D> { checkpoint: &deployment.checkpoint, shard: &shard, cache };
+        let profile = deployment.config.numerics;
+        let loader = StageLoader::<D> { checkpoint: &deployment.checkpoint, shard: &shard, profile, cache };
         let weights = loader.load(&mut dev)?;
         let weight_bytes = weights.bytes();
         let links = Links::new(deployment.layout, &shard, transport.clone())?;
@@ -191,7 +195,13 @@ impl<D: Device> Rank<D> {
             group_rows: Vec::new(),
             steps: 0,
             weight_bytes,
+            gpu_exchange: deployment.config.gpu_exchange,
         })
+    }
+
+    /// Links this rank's device with those of the others, who do the same at the same time.
+    pub fn connect(&mut self, transport: Arc<dyn Transport>) -> Result<()> {
+        self.decoder.dev.connect(&mut Group::world(transport)?, self.gpu_exchange)
     }
 
     /// Runs one micro-batch; on the last stage appends to `out`. `rows_of(dp)` tells the rows of each replica.

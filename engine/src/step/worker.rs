@@ -86,7 +86,8 @@ impl<D: Device> Worker<D> {
 
     /// Works until told to stop. An error has already been announced to all ranks when it is returned.
     pub fn run(mut self) -> Result<()> {
-        let result = if self.me == self.leader { self.lead() } else { self.follow() };
+        let linked = self.rank.connect(self.wires.data.clone());
+        let result = linked.and_then(|()| if self.me == self.leader { self.lead() } else { self.follow() });
         if let Err(error) = &result {
             let reason = error.to_string();
             for world in [&self.wires.data, &self.wires.up, &self.wires.down] {

@@ -9,7 +9,7 @@ macro_rules! arguments {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? })*) => {$(
         $(#[$doc])*
         #[repr(C)]
-        #[derive(Debug, Clone, Copy, Pod, Zeroable)]
+        #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
         pub struct $name {
             $(#[doc = concat!("`", stringify!($field), "` of the C++ struct.")] pub $field: $kind,)*
         }
@@ -18,16 +18,21 @@ macro_rules! arguments {
 
 arguments! {
     /// RMSNorm over segments.
-    NormKernel { out: u64, x: u64, weight: u64, stride: u32, offset: u32, width: u32, eps: f32 }
+    NormKernel { out: u64, x: u64, y: u64, weight: u64, stride: u32, offset: u32, width: u32, eps: f32 }
     /// One matrix product of a launch.
     Product { weight: u64, row: u32, rows: u32 }
     /// Linear products.
     LinearKernel {
         out: u64, x: u64, x_rows: u64, out_rows: u64, products: u64, x_stride: u64, out_stride: u64,
         single: Product, inputs: u32, outputs: u32, leaf: u32, warps_per_tile: u32,
+        stages: u32, gated: u32,
     }
     /// Row-major weights into tiles.
-    PackKernel { out: u64, raw: u64, stride: u64, outputs: u32, inputs: u32, first_output: u32, dtype: u32 }
+    PackKernel { out: u64, raw: u64, stride: u64, outputs: u32, inputs: u32, first_output: u32, blocked: u32 }
+    /// Activations as tiles of bf16.
+    PackRowsKernel {
+        out: u64, x: u64, x_stride: u64, rows: u32, inputs: u32, blocked: u32, unused: u32,
+    }
     /// Seeded weights.
     RandomKernel { out: u64, elements: u64, seed: u64, scale: f32, dtype: u32 }
     /// Rotation of heads.
@@ -36,6 +41,11 @@ arguments! {
     AppendKernel {
         k: u64, v: u64, qkv: u64, positions: u64, tables: u64, blocks: u64,
         rows: u32, stride: u32, q_heads: u32, kv_heads: u32, head_dim: u32, block_size: u32,
+    }
+    /// Rotation and cache in one.
+    RopeAppendKernel {
+        qkv: u64, k: u64, v: u64, cos: u64, sin: u64, positions: u64, tables: u64, blocks: u64,
+        rows: u32, stride: u32, q_heads: u32, kv_heads: u32, half: u32, block_size: u32,
     }
     /// Consecutive rows of one request.
     Tile { row: u32, rows: u32 }

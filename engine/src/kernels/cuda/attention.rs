@@ -1,6 +1,8 @@
 //! Rotation, cache and attention on the device: `engine/kernels/{pointwise,attention}.cu`.
 
-use super::args::{AppendKernel, AttentionKernel, HeadGroup, MergeKernel, RopeKernel, Tile};
+use super::args::{
+    AppendKernel, AttentionKernel, HeadGroup, MergeKernel, RopeAppendKernel, RopeKernel, Tile,
+};
 use super::backend::{Backend, Shape};
 use super::check::{Buffer, narrow, over, product, require};
 use super::device::KernelDevice;
@@ -85,8 +87,8 @@ impl<B: Backend> KernelDevice<B> {
         Ok(buffer)
     }
 
-    /// Rotates q and k of the plan's rows.
-    pub(super) fn rotate(&mut self, qkv: &mut Buffer<B>, heads: &HeadMap, rope: usize) -> Result<()> {
+    /// Table `rope`, after checking that it fits the heads and the plan's positions.
+    fn rope_table(&self, heads: &HeadMap, rope: usize) -> Result<&RopeTable<B>> {
         let plan = &self.plan;
         require("rope", rope < self.ropes.len(), || format!("table {rope} of {}", self.ropes.len()))?;
         let table = &self.ropes[rope];
@@ -96,6 +98,13 @@ impl<B: Backend> KernelDevice<B> {
         require("rope", plan.positions_end <= table.positions, || {
             format!("position {} is beyond the table of {}", plan.positions_end - 1, table.positions)
         })?;
+        Ok(table)
+    }
+
+    /// Rotates q and k of the plan's rows.
+    pub(super) fn rotate(&mut self, qkv: &mut Buffer<B>, heads: &HeadMap, rope: usize) -> Result<()> {
+        let plan = &self.plan;
+        let table = self.rope_table(heads, rope)?;
         let turned = heads.q_heads + heads.kv_heads;
         let args = RopeKernel {
             x: qkv.span("rope", 0, product("rope", plan.rows, heads.width())?)?,
@@ -138,6 +147,51 @@ impl<B: Backend> KernelDevice<B> {
         self.backend.launch(Kernel::AppendKv, over("append_kv", elements)?, &args)
     }
 
+    /// Rotates q and k of the plan's rows and appends its keys and values, in one launch.
+    pub(super) fn rotate_append(
+        &mut self,
+        kv: &mut KvStore<B>,
+        qkv: &mut Buffer<B>,
+        (layer, rope): (usize, usize),
+        heads: &HeadMap,
+    ) -> Result<()> {
+        let plan = &self.plan;
+        let table = self.rope_table(heads, rope)?;
+        let (k, v) = kv.of("rope_append", layer, heads, (plan.blocks_end, plan.block_size))?;
+        let args = RopeAppendKernel {
+            qkv: qkv.span("rope_append", 0, product("rope_append", plan.rows, heads.width())?)?,
+            k,
+            v,
+            cos: table.cos.span("rope_append", 0, 0)?,
+            sin: table.sin.span("rope_append", 0, 0)?,
+            positions: plan.positions,
+            tables: plan.tables,
+            blocks: plan.blocks,
+            rows: narrow("rope_append", plan.rows)?,
+            stride: narrow("rope_append", heads.width())?,
+            q_heads: narrow("rope_append", heads.q_heads)?,
+            kv_heads: narrow("rope_append", heads.kv_heads)?,
+            half: narrow("rope_append", table.half)?,
+            block_size: narrow("rope_append", plan.block_size)?,
+        };
+        let pairs = plan.rows * (heads.q_heads + 2 * heads.kv_heads) * table.half;
+        self.backend.launch(Kernel::RopeAppend, over("rope_append", pairs)?, &args)
+    }
+
+    /// Uploads the head groups and tiles unless they lie on the device already; returns their addresses.
+    fn place(&mut self) -> Result<(u64, u64)> {
+        let (groups, tiles) = &mut self.on_device;
+        if *groups != self.groups {
+            self.regions.groups.upload(&mut self.backend, "head groups", &self.groups)?;
+            groups.clone_from(&self.groups);
+        }
+        if *tiles != self.tiles {
+            self.regions.tiles.upload(&mut self.backend, "tiles of rows", &self.tiles)?;
+            tiles.clone_from(&self.tiles);
+        }
+        Ok((self.regions.groups.address, self.regions.tiles.address))
+    }
+
     /// Attention of the plan's rows. Single-row chunks spread their splits over blocks when the workspace holds the
     /// partial results; all else takes its splits one after another. Both evaluate the same tree.
     pub(super) fn attend(
@@ -158,11 +212,10 @@ impl<B: Backend> KernelDevice<B> {
         head_groups(heads, PAIRS, &mut groups)?;
         let widest = groups.iter().map(|g| g.count as usize).max().unwrap_or(1);
         let singles = self.plan.tiles(PAIRS / widest, &mut tiles);
-        let mut base = self.attention_base(out, qkv, kv, args)?;
-        base.tiles = self.regions.tiles.upload(&mut self.backend, "tiles of rows", &tiles)?;
-        base.groups = self.regions.groups.upload(&mut self.backend, "head groups", &groups)?;
         let count = groups.len();
         (self.groups, self.tiles) = (groups, tiles);
+        let mut base = self.attention_base(out, qkv, kv, args)?;
+        (base.groups, base.tiles) = self.place()?;
         self.attend_singles(base, (singles, count), widest, args.window)?;
         base.tiles += (singles * size_of::<Tile>()) as u64;
         let rest = self.tiles.len() - singles;

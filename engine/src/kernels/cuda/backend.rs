@@ -2,7 +2,9 @@
 //! driver; tests implement it by running the same kernel sources on the CPU.
 
 use super::kernel::Kernel;
-use crate::error::Result;
+use crate::config::GpuExchange;
+use crate::error::{EngineError, Result};
+use crate::parallel::comm::collectives::Group;
 use bytemuck::Pod;
 
 /// Grid, block and dynamic shared memory of one launch.
@@ -24,6 +26,17 @@ impl Shape {
     }
 }
 
+/// A part of a message between devices: the peer's rank, where it lies here, and its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// World rank of the peer.
+    pub peer: usize,
+    /// First byte.
+    pub address: u64,
+    /// Bytes.
+    pub bytes: usize,
+}
+
 /// Memory, copies and launches, all in one order.
 pub trait Backend: Send + 'static {
     /// An allocation, freed when dropped.
@@ -35,6 +48,23 @@ pub trait Backend: Send + 'static {
     fn ordinal(&self) -> usize {
         0
     }
+    /// Multiprocessors, when kernels may copy in bulk into shared memory (compute capability 9.0): how many blocks of a
+    /// streaming kernel run at once.
+    fn streaming(&self) -> Option<u32> {
+        None
+    }
+    /// Links this device with those of all ranks of `world`; false: they stay without links.
+    fn connect(&mut self, world: &mut Group, how: GpuExchange) -> Result<bool> {
+        let _ = (world, how);
+        Ok(false)
+    }
+    /// Sends and receives between linked devices, all at once, in the order of launches.
+    fn exchange(&mut self, sends: &[Part], receives: &[Part]) -> Result<()> {
+        let _ = (sends, receives);
+        Err(EngineError::internal("an exchange between devices without links"))
+    }
+    /// Copies within the device, in the order of launches. The two do not overlap.
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()>;
     /// `bytes` of zeroed memory, aligned to 256 bytes. An error names what was needed and what is free.
     fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
     /// Address of an allocation.

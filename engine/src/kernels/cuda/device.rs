@@ -3,20 +3,23 @@
 
 use super::args::{GatedKernel, HeadGroup, Tile};
 use super::attention::{KvStore, RopeTable};
-use super::backend::Backend;
+use super::backend::{Backend, Part};
 use super::check::{Buffer, narrow, product, require};
 use super::kernel::Kernel;
 use super::moe::Assignment;
 use super::plan::{DevicePlan, Region};
 use super::pointwise::activation_code;
 use super::weights::PackedWeight;
-use super::{linear, weights};
+use super::{linear, mma, weights};
+use crate::config::GpuExchange;
 use crate::error::Result;
 use crate::kernels::device::{
-    AttentionArgs, Device, Experts, HeadMap, KvShape, NormArgs, RouteArgs, Routing,
+    AttentionArgs, Device, Experts, HeadMap, KvShape, NormArgs, Packed, RouteArgs, Routing,
 };
 use crate::model::matrix::MatrixView;
 use crate::model::spec::{Activation, Rope};
+use crate::numerics::profile::Profile;
+use crate::parallel::comm::collectives::Group;
 use crate::parallel::tree::Step;
 use crate::step::plan::StepPlan;
 use std::ops::Range;
@@ -28,11 +31,13 @@ pub struct Planned {
     pub metadata: usize,
     /// f32 elements of workspace: partial attention, expert activations, weights on their way.
     pub workspace: usize,
+    /// Which arithmetic the linear products have.
+    pub profile: Profile,
 }
 
 impl Default for Planned {
     fn default() -> Self {
-        Self { metadata: 32 << 20, workspace: 64 << 20 }
+        Self { metadata: 32 << 20, workspace: 64 << 20, profile: Profile::Fma }
     }
 }
 
@@ -42,30 +47,42 @@ pub(super) struct Regions {
     pub plan: Region,
     pub tiles: Region,
     pub groups: Region,
+    pub products: Region,
     pub rows: Region,
 }
 
 impl Regions {
     /// Half for the plan, the rest for what single operators read.
     fn cut(base: u64, bytes: usize) -> Self {
-        let eighth = bytes / 8 / 256 * 256;
-        let part = |first: usize, eighths: usize| Region {
-            address: base + (first * eighth) as u64,
-            bytes: eighths * eighth,
+        let share = bytes / 16 / 256 * 256;
+        let part = |first: usize, shares: usize| Region {
+            address: base + (first * share) as u64,
+            bytes: shares * share,
         };
-        Self { plan: part(0, 4), tiles: part(4, 1), groups: part(5, 1), rows: part(6, 2) }
+        Self {
+            plan: part(0, 8),
+            tiles: part(8, 2),
+            groups: part(10, 1),
+            products: part(11, 1),
+            rows: part(12, 4),
+        }
     }
 }
 
 /// A device that runs the kernels of `engine/kernels` through a backend.
 pub struct KernelDevice<B: Backend> {
     pub(super) backend: B,
+    pub(super) profile: Profile,
+    /// Whether the backend is linked with those of the other ranks.
+    pub(super) linked: bool,
     pub(super) plan: DevicePlan,
     pub(super) ropes: Vec<RopeTable<B>>,
     pub(super) work: Buffer<B>,
     pub(super) regions: Regions,
     pub(super) groups: Vec<HeadGroup>,
     pub(super) tiles: Vec<Tile>,
+    /// What lies in the regions of the same names: layers of one step mostly share it.
+    pub(super) on_device: (Vec<HeadGroup>, Vec<Tile>),
     pub(super) assignment: Assignment,
     pub(super) words: Vec<u32>,
     pub(super) floats: Vec<f32>,
@@ -80,11 +97,14 @@ impl<B: Backend> KernelDevice<B> {
         let work = Buffer::new(&backend, planned.workspace)?;
         Ok(Self {
             regions: Regions::cut(B::address(&metadata), planned.metadata),
+            profile: planned.profile,
+            linked: false,
             plan: DevicePlan::default(),
             ropes: Vec::new(),
             work,
             groups: Vec::new(),
             tiles: Vec::new(),
+            on_device: (Vec::new(), Vec::new()),
             assignment: Assignment::default(),
             words: Vec::new(),
             floats: Vec::new(),
@@ -98,6 +118,11 @@ impl<B: Backend> KernelDevice<B> {
         &mut self.backend
     }
 
+    /// The type that weights are rounded to, if the profile rounds them.
+    fn stored(&self) -> Option<crate::dtype::DType> {
+        (self.profile == Profile::MmaSm90).then_some(crate::dtype::DType::BF16)
+    }
+
     /// A packed matrix of seeded values, generated on the device: for measuring speed.
     pub fn random_weight(
         &mut self,
@@ -106,7 +131,8 @@ impl<B: Backend> KernelDevice<B> {
         dtype: crate::dtype::DType,
         seed: (u64, f32),
     ) -> Result<PackedWeight<B>> {
-        PackedWeight::random(&mut self.backend, shape, leaf, dtype, seed)
+        let tensor = self.profile == Profile::MmaSm90;
+        PackedWeight::random(&mut self.backend, shape, leaf, (dtype, tensor), seed)
     }
 }
 
@@ -123,6 +149,31 @@ impl<B: Backend> Device for KernelDevice<B> {
         self.backend.ordinal()
     }
 
+    fn connect(&mut self, world: &mut Group, how: GpuExchange) -> Result<()> {
+        self.linked = self.backend.connect(world, how)?;
+        Ok(())
+    }
+
+    fn gather_blocks(&mut self, nodes: &mut Buffer<B>, group: &Group, counts: &[usize]) -> Result<bool> {
+        self.gather_linked(nodes, group, counts)
+    }
+
+    fn send_to(&mut self, buf: &Buffer<B>, len: usize, to: usize) -> Result<bool> {
+        if self.linked {
+            let part = Part { peer: to, address: buf.span("send", 0, len)?, bytes: 4 * len };
+            self.backend.exchange(&[part], &[])?;
+        }
+        Ok(self.linked)
+    }
+
+    fn receive_from(&mut self, buf: &mut Buffer<B>, len: usize, from: usize) -> Result<bool> {
+        if self.linked {
+            let part = Part { peer: from, address: buf.span("receive", 0, len)?, bytes: 4 * len };
+            self.backend.exchange(&[], &[part])?;
+        }
+        Ok(self.linked)
+    }
+
     fn alloc(&mut self, len: usize) -> Result<Buffer<B>> {
         Buffer::new(&self.backend, len)
     }
@@ -137,7 +188,8 @@ impl<B: Backend> Device for KernelDevice<B> {
 
     fn pack(&mut self, parts: &[MatrixView<'_>], leaf: usize) -> Result<PackedWeight<B>> {
         let staging = (self.work.span("pack", 0, 0)?, self.work.len() * 4);
-        let weight = weights::PackedWeight::pack(&mut self.backend, parts, leaf, staging)?;
+        let stored = self.stored();
+        let weight = weights::PackedWeight::pack(&mut self.backend, parts, (leaf, stored), staging)?;
         // Another rank on this device may use it from its own stream.
         self.backend.synchronize()?;
         Ok(weight)
@@ -190,12 +242,43 @@ impl<B: Backend> Device for KernelDevice<B> {
         args: NormArgs,
     ) -> Result<()> {
         let len = product("rms_norm", args.rows, args.stride)?;
-        self.norm(out.span("rms_norm", 0, len)?, x.span("rms_norm", 0, len)?, weight, args)
+        self.norm(out.span("rms_norm", 0, len)?, (x.span("rms_norm", 0, len)?, 0), weight, args)
     }
 
     fn rms_norm_in_place(&mut self, x: &mut Buffer<B>, weight: &Buffer<B>, args: NormArgs) -> Result<()> {
         let at = x.span("rms_norm", 0, product("rms_norm", args.rows, args.stride)?)?;
-        self.norm(at, at, weight, args)
+        self.norm(at, (at, 0), weight, args)
+    }
+
+    fn add_norm(
+        &mut self,
+        out: &mut Buffer<B>,
+        (x, y): (&mut Buffer<B>, &Buffer<B>),
+        weight: &Buffer<B>,
+        args: NormArgs,
+    ) -> Result<()> {
+        let len = product("add_norm", args.rows, args.stride)?;
+        require("add_norm", args.segments == 1 && args.width == args.stride, || {
+            format!("{} segments of {} in rows of {}", args.segments, args.width, args.stride)
+        })?;
+        let xy = (x.span("add_norm", 0, len)?, y.span("add_norm", 0, len)?);
+        self.norm(out.span("add_norm", 0, len)?, xy, weight, args)
+    }
+
+    fn linear_gated(
+        &mut self,
+        (out, gate_up): (&mut Buffer<B>, &mut Buffer<B>),
+        x: &Buffer<B>,
+        weight: &PackedWeight<B>,
+        rows: usize,
+        activation: Activation,
+    ) -> Result<()> {
+        let code = 1 + activation_code(activation);
+        if self.profile == Profile::Fma && linear::gated(&mut self.backend, out, x, (weight, code), rows)? {
+            return Ok(());
+        }
+        self.linear((gate_up, 0), x, (weight.inputs(), 0), weight, rows)?;
+        self.gated(out, gate_up, rows, weight.outputs() / 2, activation)
     }
 
     fn linear(
@@ -206,6 +289,10 @@ impl<B: Backend> Device for KernelDevice<B> {
         weight: &PackedWeight<B>,
         rows: usize,
     ) -> Result<()> {
+        if self.profile == Profile::MmaSm90 {
+            let x = (x, x_stride_offset.0, x_stride_offset.1);
+            return mma::linear(&mut self.backend, out, x, weight, rows, &self.work);
+        }
         linear::linear(&mut self.backend, out, x, x_stride_offset, weight, rows)
     }
 
@@ -236,6 +323,16 @@ impl<B: Backend> Device for KernelDevice<B> {
         heads: &HeadMap,
     ) -> Result<()> {
         self.append(kv, qkv, layer, heads)
+    }
+
+    fn rope_append(
+        &mut self,
+        kv: &mut KvStore<B>,
+        qkv: &mut Buffer<B>,
+        (layer, rope): (usize, usize),
+        heads: &HeadMap,
+    ) -> Result<()> {
+        self.rotate_append(kv, qkv, (layer, rope), heads)
     }
 
     fn attention(
@@ -282,6 +379,9 @@ impl<B: Backend> Device for KernelDevice<B> {
         rows: usize,
         experts: Experts<'_, PackedWeight<B>>,
     ) -> Result<()> {
+        require("experts", self.profile == Profile::Fma, || {
+            format!("no experts in profile {}", self.profile.name())
+        })?;
         self.run_experts(out, x, routing, rows, experts)
     }
 

@@ -1,14 +1,19 @@
 //! The backend that runs on a GPU, through the CUDA driver. One stream per device: everything happens in order.
 
-use super::backend::{Backend, Shape};
+use super::backend::{Backend, Part, Shape};
 use super::kernel::Kernel;
+use super::nccl::{self, Comm};
 use super::staging::Staging;
 use super::{compile, probe};
+use crate::config::GpuExchange;
 use crate::error::{EngineError, Result};
+use crate::numerics::profile::Profile;
+use crate::parallel::comm::collectives::Group;
 use cudarc::driver::{result, sys};
 use std::ffi::CString;
 use std::sync::Arc;
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 /// Bytes of pinned memory for each direction.
 const STAGING: usize = 16 << 20;
@@ -80,6 +85,12 @@ pub struct Gpu {
     staging: Staging,
     entered: Option<ThreadId>,
     ordinal: usize,
+    /// Multiprocessors, and whether kernels may copy in bulk and overlap at their ends (compute capability 9.0).
+    multiprocessors: u32,
+    hopper: bool,
+    capability: (i32, i32),
+    /// The links to the other ranks' GPUs, if there are any, and how long a wait for them may last.
+    links: Option<(Comm, Duration)>,
 }
 
 // SAFETY: function handles belong to the module, which the context keeps; calls enter the context first.
@@ -115,8 +126,39 @@ impl Gpu {
             functions
                 .push(function.map_err(|e| context.error(&format!("find kernel {}", kernel.name()), e))?);
         }
+        let hopper = found.capability >= (9, 0);
+        for (function, kernel) in functions.iter().zip(Kernel::ALL) {
+            use sys::CUfunction_attribute as A;
+            let mut wanted = Vec::new();
+            if kernel.in_decode() {
+                // One division of the cache: a change between kernels would empty the multiprocessors.
+                wanted.push((A::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100));
+            }
+            if hopper && kernel.dynamic_shared() > 0 {
+                wanted.push((
+                    A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    kernel.dynamic_shared() as i32,
+                ));
+            }
+            for (attribute, value) in wanted {
+                // SAFETY: the function belongs to the module loaded above.
+                unsafe { result::function::set_function_attribute(*function, attribute, value) }
+                    .map_err(|e| context.error(&format!("prepare {}", kernel.name()), e))?;
+            }
+        }
         let staging = Staging::new(Arc::clone(&context), STAGING)?;
-        Ok(Self { context, functions, staging, entered: None, ordinal })
+        let multiprocessors = u32::try_from(found.multiprocessors).unwrap_or(1);
+        Ok(Self {
+            context,
+            functions,
+            staging,
+            entered: None,
+            ordinal,
+            multiprocessors,
+            hopper,
+            capability: found.capability,
+            links: None,
+        })
     }
 
     /// Retains the primary context, makes a stream and loads the kernels.
@@ -170,6 +212,59 @@ impl Gpu {
         Ok(begin.elapsed().as_secs_f64() / f64::from(times.max(1)))
     }
 
+    /// Refuses a profile whose instructions this architecture lacks.
+    pub fn check_profile(&self, profile: Profile) -> Result<()> {
+        let (major, minor) = self.capability;
+        if profile == Profile::Fma || self.capability == (9, 0) {
+            return Ok(());
+        }
+        let reason =
+            format!("profile {} needs compute capability 9.0, this is {major}.{minor}", profile.name());
+        Err(EngineError::Device {
+            device: self.context.name.clone(),
+            reason,
+            hint: "use `--numerics fma`, which every device has".to_owned(),
+        })
+    }
+
+    /// Waits for the stream: without end when nobody else is involved, else until the deadline of the links.
+    fn settle(&mut self, what: &str) -> Result<()> {
+        let stream = self.context.stream;
+        let Some((comm, deadline)) = &mut self.links else {
+            // SAFETY: the stream lives as long as the context.
+            return unsafe { result::stream::synchronize(stream) }.map_err(|e| self.context.error(what, e));
+        };
+        let begin = Instant::now();
+        for turn in 1u64.. {
+            // SAFETY: as above.
+            match unsafe { sys::cuStreamQuery(stream) } {
+                sys::CUresult::CUDA_SUCCESS => return Ok(()),
+                sys::CUresult::CUDA_ERROR_NOT_READY => {}
+                code => code.result().map_err(|e| self.context.error(what, e))?,
+            }
+            let late = begin.elapsed() > *deadline;
+            let failed = if late || turn.is_multiple_of(4096) { comm.failure() } else { Ok(()) };
+            if late || failed.is_err() {
+                comm.abort();
+                self.links = None;
+                failed?;
+                let reason = format!("could not {what}: the GPUs of other ranks did not answer in time");
+                let hint =
+                    "a rank has failed or is too slow: see its message, or raise rank_deadline_ms".to_owned();
+                return Err(EngineError::Device { device: self.context.name.clone(), reason, hint });
+            }
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    /// What tells this GPU from all others of the machine.
+    fn identity(&self) -> Result<[u8; 16]> {
+        let id = result::device::get_uuid(self.context.device);
+        let id = id.map_err(|e| self.context.error("ask for its identity", e))?;
+        Ok(id.bytes.map(|b| b as u8))
+    }
+
     /// Bytes of device memory that are free, and all of them.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.context.enter()?;
@@ -194,6 +289,60 @@ impl Backend for Gpu {
 
     fn ordinal(&self) -> usize {
         self.ordinal
+    }
+
+    fn connect(&mut self, world: &mut Group, how: GpuExchange) -> Result<bool> {
+        self.enter()?;
+        let (rank, ranks) = (world.me(), world.len());
+        if how == GpuExchange::Host || ranks == 1 {
+            return Ok(false);
+        }
+        // All ranks learn of all, so that all decide alike.
+        let version = nccl::version();
+        let mut mine = vec![u8::from(version.is_ok())];
+        mine.extend(self.identity()?);
+        let mut all = Vec::new();
+        world.all_gather_bytes(&mine, &mut all)?;
+        let lacking = all.iter().position(|other| other.first() != Some(&1));
+        let shared = (0..ranks).find(|r| all[..*r].contains(&all[*r]));
+        let reason = match (lacking, shared) {
+            (Some(r), _) => format!(
+                "rank {r} has no NCCL{}",
+                version.err().map_or_else(String::new, |e| format!(": {e}"))
+            ),
+            (_, Some(r)) => format!("rank {r} shares its GPU with a rank before it"),
+            _ => {
+                let mut id = if rank == 0 { nccl::unique_id()? } else { Vec::new() };
+                world.broadcast(0, &mut id)?;
+                self.links = Some((Comm::join(&id, rank, ranks)?, world.transport().deadline()));
+                return Ok(true);
+            }
+        };
+        if how == GpuExchange::Nccl {
+            let hint = "give every rank a GPU of its own and libnccl.so.2, or use `auto`";
+            return Err(EngineError::config("gpu_exchange", reason, hint));
+        }
+        tracing::info!(rank, reason, "GPUs exchange through the host");
+        Ok(false)
+    }
+
+    fn exchange(&mut self, sends: &[Part], receives: &[Part]) -> Result<()> {
+        self.enter()?;
+        match &self.links {
+            Some((comm, _)) => comm.exchange(sends, receives, self.context.stream),
+            None => Err(EngineError::internal("an exchange between GPUs without links")),
+        }
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the device checked that both lie in its buffers and do not overlap.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.context.stream) }
+            .map_err(|e| self.context.error("copy within the device", e))
+    }
+
+    fn streaming(&self) -> Option<u32> {
+        self.hopper.then_some(self.multiprocessors)
     }
 
     fn allocate(&self, bytes: usize) -> Result<GpuMemory> {
@@ -230,32 +379,49 @@ impl Backend for Gpu {
 
     fn download(&mut self, src: u64, dst: &mut [u8]) -> Result<()> {
         self.enter()?;
+        if self.links.is_some() {
+            self.settle("finish what a copy waits for")?;
+        }
         self.staging.download(src, dst)
     }
 
     fn launch_bytes(&mut self, kernel: Kernel, shape: Shape, args: &[u8]) -> Result<()> {
         self.enter()?;
-        let grid = (shape.grid[0], shape.grid[1], shape.grid[2]);
         let mut parameters = [args.as_ptr().cast_mut().cast()];
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: shape.grid[0],
+            gridDimY: shape.grid[1],
+            gridDimZ: shape.grid[2],
+            blockDimX: shape.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared,
+            hStream: self.context.stream,
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(self.hopper),
+        };
         // SAFETY: the kernel takes one struct by value of the size of `args` (a test compares the sizes); the device
-        // checked every address in it. The driver copies the argument before it returns.
+        // checked every address in it. The driver copies the argument before it returns. Every kernel waits for those
+        // before it ahead of its first access to what they write (see engine/kernels/platform.cuh).
         let launched = unsafe {
-            result::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 self.functions[kernel as usize],
-                grid,
-                (shape.threads, 1, 1),
-                shape.shared,
-                self.context.stream,
-                &mut parameters,
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
+            .result()
         };
         launched.map_err(|e| self.context.error(&format!("launch {} over {shape:?}", kernel.name()), e))
     }
 
     fn synchronize(&mut self) -> Result<()> {
         self.enter()?;
-        // SAFETY: the stream lives as long as the context.
-        unsafe { result::stream::synchronize(self.context.stream) }
-            .map_err(|e| self.context.error("finish the step", e))
+        self.settle("finish the step")
     }
 }

@@ -18,6 +18,24 @@ macro_rules! kernels {
                 match self { $(Self::$variant => $name,)* }
             }
 
+            /// Whether it runs in every step that decodes one request.
+            pub fn in_decode(self) -> bool {
+                matches!(
+                    self,
+                    Self::RmsNorm | Self::RopeAppend | Self::AttentionQ4P1 | Self::AttentionQ4P2
+                        | Self::AttentionMerge | Self::PackRows | Self::Gated
+                ) || self.dynamic_shared() > 0
+            }
+
+            /// Bytes of dynamic shared memory that it needs beyond what any kernel may have; 0: none.
+            pub fn dynamic_shared(self) -> usize {
+                if self.name().starts_with("linear_stream") {
+                    super::linear::RING_BYTES
+                } else {
+                    super::mma::ring_bytes(self)
+                }
+            }
+
             /// Size of the argument struct in bytes.
             pub const fn argument_size(self) -> usize {
                 match self { $(Self::$variant => size_of::<args::$args>(),)* }
@@ -46,6 +64,18 @@ kernels! {
     Rows8F16 "linear_rows8_f16" LinearKernel,
     AnyF16 "linear_any_f16" LinearKernel,
     TileF16 "linear_tile_f16" LinearKernel,
+    Stream1Bf16 "linear_stream1_bf16" LinearKernel,
+    Stream2Bf16 "linear_stream2_bf16" LinearKernel,
+    Stream1F16 "linear_stream1_f16" LinearKernel,
+    Stream2F16 "linear_stream2_f16" LinearKernel,
+    PackRows "pack_rows" PackRowsKernel,
+    MmaAny "linear_mma_any" LinearKernel,
+    Mma8 "linear_mma8" LinearKernel,
+    Mma16 "linear_mma16" LinearKernel,
+    Mma32 "linear_mma32" LinearKernel,
+    Mma64 "linear_mma64" LinearKernel,
+    Mma128 "linear_mma128" LinearKernel,
+    Mma256 "linear_mma256" LinearKernel,
     Pack16 "pack_16" PackKernel,
     Pack32 "pack_32" PackKernel,
     RandomWeight "random_weight" RandomKernel,
@@ -56,6 +86,7 @@ kernels! {
     Fold "fold" FoldKernel,
     Rope "rope" RopeKernel,
     AppendKv "append_kv" AppendKernel,
+    RopeAppend "rope_append" RopeAppendKernel,
     AttentionQ4P4 "attention_q4_p4" AttentionKernel,
     AttentionQ4P2 "attention_q4_p2" AttentionKernel,
     AttentionQ4P1 "attention_q4_p1" AttentionKernel,
@@ -79,11 +110,16 @@ pub const FILES: &[(&str, &str)] = &[
     ("coefficients.h", include_str!("../../../kernels/coefficients.h")),
     ("head.cu", include_str!("../../../kernels/head.cu")),
     ("linear.cu", include_str!("../../../kernels/linear.cu")),
+    ("linear.cuh", include_str!("../../../kernels/linear.cuh")),
+    ("linear_mma.cu", include_str!("../../../kernels/linear_mma.cu")),
+    ("linear_stream.cu", include_str!("../../../kernels/linear_stream.cu")),
     ("linear_tile.cu", include_str!("../../../kernels/linear_tile.cu")),
     ("moe.cu", include_str!("../../../kernels/moe.cu")),
     ("norm.cu", include_str!("../../../kernels/norm.cu")),
     ("pack.cu", include_str!("../../../kernels/pack.cu")),
+    ("pipeline.cuh", include_str!("../../../kernels/pipeline.cuh")),
     ("platform.cuh", include_str!("../../../kernels/platform.cuh")),
     ("pointwise.cu", include_str!("../../../kernels/pointwise.cu")),
     ("weights.cuh", include_str!("../../../kernels/weights.cuh")),
+    ("wgmma.cuh", include_str!("../../../kernels/wgmma.cuh")),
 ];

@@ -11,8 +11,21 @@ use crate::kernels::device::Packed;
 
 /// Rows from which the tiled kernel is used.
 const TILED_ROWS: usize = 33;
+/// Rows up to which weights are streamed; beyond, the arithmetic takes longer than the memory.
+const STREAMED_ROWS: usize = 2;
+/// Inputs of one leaf in one stage of the ring, and bytes and number of its stages (see linear_stream.cu). Two rings fit
+/// a multiprocessor: the next product fills its own while this one still multiplies.
+const SLICE: usize = 32;
+const STAGE_BYTES: usize = 16 * 1024;
+const STAGES: usize = 6;
+/// Leaves that the eight warps of a block can take.
+const STREAMED_LEAVES: usize = 8 << 4;
+/// Outputs of a block's unit.
+const UNIT: usize = 32;
 /// Shared memory that a block may use without asking.
 const SHARED: usize = 48 * 1024;
+/// Shared memory that the streaming kernels ask for.
+pub const RING_BYTES: usize = STAGES * STAGE_BYTES;
 
 /// Rows of an input: first element, elements from row to row.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +41,7 @@ struct Family {
     rows: [Kernel; 4],
     any: Kernel,
     tile: Kernel,
+    stream: Option<[Kernel; 2]>,
 }
 
 const fn family(dtype: DType) -> Family {
@@ -37,16 +51,19 @@ const fn family(dtype: DType) -> Family {
             rows: [K::Rows1F32, K::Rows2F32, K::Rows4F32, K::Rows8F32],
             any: K::AnyF32,
             tile: K::TileF32,
+            stream: None,
         },
         DType::BF16 => Family {
             rows: [K::Rows1Bf16, K::Rows2Bf16, K::Rows4Bf16, K::Rows8Bf16],
             any: K::AnyBf16,
             tile: K::TileBf16,
+            stream: Some([K::Stream1Bf16, K::Stream2Bf16]),
         },
         DType::F16 => Family {
             rows: [K::Rows1F16, K::Rows2F16, K::Rows4F16, K::Rows8F16],
             any: K::AnyF16,
             tile: K::TileF16,
+            stream: Some([K::Stream1F16, K::Stream2F16]),
         },
     }
 }
@@ -96,7 +113,12 @@ pub fn launch<B: Backend>(
     grouped: Option<Grouped>,
 ) -> Result<()> {
     let (out, x) = out_x;
-    let choice = Choice::of(weight, x, grouped.map_or(single.rows as usize, |g| g.max_rows))?;
+    let rows = grouped.map_or(single.rows as usize, |g| g.max_rows);
+    let streamed = if grouped.is_none() { Choice::streamed(backend, weight, x, rows)? } else { None };
+    let choice = match streamed {
+        Some(choice) => choice,
+        None => Choice::of(weight, x, rows)?,
+    };
     let args = LinearKernel {
         out: out.address,
         x: x.address,
@@ -110,10 +132,47 @@ pub fn launch<B: Backend>(
         outputs: narrow("linear", weight.outputs())?,
         leaf: narrow("linear", weight.leaf())?,
         warps_per_tile: choice.warps_per_tile,
+        stages: 0,
+        gated: 0,
     };
     let mut shape = choice.shape;
     shape.grid[2] = narrow("linear", grouped.map_or(1, |g| g.count))?;
     backend.launch(choice.kernel, shape, &args)
+}
+
+/// `out[r, i] = act(gate) * up` of a fused `[gate ; up]` weight, in one launch. False, and nothing done, when the shape
+/// does not allow it. `weight` comes with the activation as linear_stream.cu numbers it.
+pub fn gated<B: Backend>(
+    backend: &mut B,
+    out: &mut Buffer<B>,
+    x: &Buffer<B>,
+    (weight, activation): (&PackedWeight<B>, u32),
+    rows: usize,
+) -> Result<bool> {
+    let inner = weight.outputs() / 2;
+    if rows == 0 || !weight.outputs().is_multiple_of(2 * TILE_OUTPUTS) {
+        return Ok(rows == 0);
+    }
+    let len = product("linear_gated", rows, weight.inputs())?;
+    let x = Rows { address: x.span("linear_gated", 0, len)?, stride: weight.inputs() };
+    let Some(choice) = Choice::streamed(backend, weight, x, rows)? else { return Ok(false) };
+    let args = LinearKernel {
+        out: out.span("linear_gated", 0, product("linear_gated", rows, inner)?)?,
+        x: x.address,
+        x_rows: 0,
+        out_rows: 0,
+        products: 0,
+        x_stride: x.stride as u64,
+        out_stride: inner as u64,
+        single: Product { weight: weight.address(), row: 0, rows: narrow("linear_gated", rows)? },
+        inputs: narrow("linear_gated", weight.inputs())?,
+        outputs: narrow("linear_gated", weight.outputs())?,
+        leaf: narrow("linear_gated", weight.leaf())?,
+        warps_per_tile: 0,
+        stages: 0,
+        gated: activation,
+    };
+    backend.launch(choice.kernel, choice.shape, &args).map(|()| true)
 }
 
 /// A kernel and its grid.
@@ -125,6 +184,31 @@ struct Choice {
 }
 
 impl Choice {
+    /// The streaming kernel, where the backend and the shape have one.
+    fn streamed<B: Backend>(
+        backend: &B,
+        weight: &PackedWeight<B>,
+        x: Rows,
+        rows: usize,
+    ) -> Result<Option<Self>> {
+        let (Some(kernels), Some(processors)) = (family(weight.dtype()).stream, backend.streaming()) else {
+            return Ok(None);
+        };
+        let fits = weight.leaf().is_multiple_of(SLICE)
+            && weight.inputs().is_multiple_of(weight.leaf())
+            && weight.inputs() / weight.leaf() <= STREAMED_LEAVES
+            && x.stride.is_multiple_of(4)
+            && x.address.is_multiple_of(16);
+        if !fits || rows > STREAMED_ROWS {
+            return Ok(None);
+        }
+        let log = rows.next_power_of_two().ilog2();
+        let units = narrow("linear", weight.outputs().div_ceil(UNIT))?;
+        let grid = [units.min(processors), 1, 1];
+        let shape = Shape { grid, threads: 256, shared: RING_BYTES as u32 };
+        Ok(Some(Self { kernel: kernels[log as usize], shape, warps_per_tile: 0 }))
+    }
+
     fn of<B: Backend>(weight: &PackedWeight<B>, x: Rows, rows: usize) -> Result<Self> {
         let (family, wide) = (family(weight.dtype()), chunk(weight.dtype()));
         let leaves = weight.inputs().div_ceil(weight.leaf());

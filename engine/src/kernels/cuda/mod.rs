@@ -14,7 +14,10 @@ pub mod device;
 pub mod gpu;
 pub mod kernel;
 pub mod linear;
+mod links;
+pub mod mma;
 pub mod moe;
+pub mod nccl;
 pub mod plan;
 pub mod pointwise;
 pub mod probe;
@@ -30,7 +33,9 @@ pub type CudaDevice = KernelDevice<gpu::Gpu>;
 /// Opens GPU `ordinal` with the planned memory set aside. Refused by name when the driver, the GPU or its memory do not
 /// do; see [`probe::probe`] for what is there.
 pub fn open(ordinal: usize, planned: Planned) -> Result<CudaDevice> {
-    KernelDevice::over(gpu::Gpu::open(ordinal)?, planned)
+    let gpu = gpu::Gpu::open(ordinal)?;
+    gpu.check_profile(planned.profile)?;
+    KernelDevice::over(gpu, planned)
 }
 
 /// The GPU of rank `rank` when the first one is `first` of `visible`: one each, and around when ranks are more.

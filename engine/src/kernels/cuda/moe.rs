@@ -186,7 +186,7 @@ impl<B: Backend> KernelDevice<B> {
             out_rows: 0,
         };
         let mut products = self.assignment.products(|i| &experts.gate_up[i]);
-        grouped.products = self.regions.groups.upload(&mut self.backend, "expert products", &products)?;
+        grouped.products = self.regions.products.upload(&mut self.backend, "expert products", &products)?;
         let source = Rows { address: x.span("experts", 0, 0)?, stride: hidden };
         linear::launch(&mut self.backend, (gate_up, source), first, products[0], Some(grouped))?;
         let gated = GatedKernel {
@@ -202,7 +202,8 @@ impl<B: Backend> KernelDevice<B> {
         for node in 0..experts.down[0].len() {
             let weight = &experts.down[0][node];
             products = self.assignment.products(|i| &experts.down[i][node]);
-            grouped.products = self.regions.groups.upload(&mut self.backend, "expert products", &products)?;
+            grouped.products =
+                self.regions.products.upload(&mut self.backend, "expert products", &products)?;
             let target = out.span("experts", node * rows_k.0 * rows_k.1 * hidden, 0)?;
             let target = Rows { address: target, stride: hidden };
             let source = Rows { address: active.address + 4 * at as u64, stride: inner };

@@ -28,8 +28,14 @@ pub const fn activation_code(activation: Activation) -> u32 {
 }
 
 impl<B: Backend> KernelDevice<B> {
-    /// RMSNorm from `x` to `out`, which may be the same address.
-    pub(super) fn norm(&mut self, out: u64, x: u64, weight: &Buffer<B>, args: NormArgs) -> Result<()> {
+    /// RMSNorm from `x` to `out`, which may be the same address; `y`, when not 0, is added to `x` first.
+    pub(super) fn norm(
+        &mut self,
+        out: u64,
+        xy: (u64, u64),
+        weight: &Buffer<B>,
+        args: NormArgs,
+    ) -> Result<()> {
         require(
             "rms_norm",
             args.width > 0 && args.offset + args.segments * args.width <= args.stride,
@@ -43,7 +49,8 @@ impl<B: Backend> KernelDevice<B> {
         let leaves = args.width.div_ceil(ROW_LEAF);
         let kernel = NormKernel {
             out,
-            x,
+            x: xy.0,
+            y: xy.1,
             weight: weight.span("rms_norm", 0, args.width)?,
             stride: narrow("rms_norm", args.stride)?,
             offset: narrow("rms_norm", args.offset)?,
@@ -52,7 +59,7 @@ impl<B: Backend> KernelDevice<B> {
         };
         let shape = Shape {
             grid: [narrow("rms_norm", args.segments)?, narrow("rms_norm", args.rows)?, 1],
-            threads: narrow("rms_norm", (leaves * CHAINS).next_multiple_of(32).min(256))?,
+            threads: narrow("rms_norm", (leaves * CHAINS).next_multiple_of(32).min(512))?,
             shared: narrow("rms_norm", leaves * 4)?,
         };
         require("rms_norm", shape.shared <= 48 * 1024, || {

@@ -4,6 +4,7 @@ use super::args::{PackKernel, RandomKernel};
 use super::backend::{Backend, Shape};
 use super::check::{narrow, over, product, refuse, require};
 use super::kernel::Kernel;
+use super::mma;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::device::Packed;
@@ -20,6 +21,8 @@ pub struct PackedWeight<B: Backend> {
     inputs: usize,
     leaf: usize,
     dtype: DType,
+    /// In pieces of 64 outputs x 64 inputs, for the tensor cores; else in tiles.
+    blocked: bool,
 }
 
 impl<B: Backend> Clone for PackedWeight<B> {
@@ -38,21 +41,24 @@ impl<B: Backend> Packed for PackedWeight<B> {
     }
 
     fn bytes(&self) -> usize {
-        padded(self.outputs, TILE_OUTPUTS) * padded(self.inputs, chunk(self.dtype)) * self.dtype.size()
+        let outputs = padded(self.outputs, if self.blocked { 64 } else { TILE_OUTPUTS });
+        outputs * padded(self.inputs, chunk(self.dtype)) * self.dtype.size()
     }
 }
 
 impl<B: Backend> PackedWeight<B> {
     /// Room for a matrix, zeroed.
-    fn new(backend: &B, shape: (usize, usize), leaf: usize, dtype: DType) -> Result<Self> {
+    fn new(backend: &B, shape: (usize, usize), leaf: usize, stored: (DType, bool)) -> Result<Self> {
+        let (dtype, blocked) = stored;
         let (outputs, inputs) = shape;
         require("pack", outputs > 0 && inputs > 0, || format!("a matrix of {outputs} x {inputs} is empty"))?;
         require("pack", leaf.is_power_of_two(), || format!("leaf {leaf} is not a power of two"))?;
         narrow("pack", padded(outputs, TILE_OUTPUTS))?;
         narrow("pack", padded(inputs, chunk(dtype)))?;
-        let elements = product("pack", padded(outputs, TILE_OUTPUTS), padded(inputs, chunk(dtype)))?;
+        let tile = if blocked { 64 } else { TILE_OUTPUTS };
+        let elements = product("pack", padded(outputs, tile), padded(inputs, chunk(dtype)))?;
         let memory = Arc::new(backend.allocate(product("pack", elements, dtype.size())?)?);
-        Ok(Self { memory, outputs, inputs, leaf, dtype })
+        Ok(Self { memory, outputs, inputs, leaf, dtype, blocked })
     }
 
     /// Address of the packed form.
@@ -65,16 +71,22 @@ impl<B: Backend> PackedWeight<B> {
         self.leaf
     }
 
+    /// Whether it lies in pieces for the tensor cores.
+    pub fn blocked(&self) -> bool {
+        self.blocked
+    }
+
     /// Stored type.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Packs matrices stacked along the outputs. `staging` is device memory for rows on their way.
+    /// Packs matrices stacked along the outputs, with `leaf` inputs per leaf, rounded to a type if one is given.
+    /// `staging` is device memory for rows on their way.
     pub fn pack(
         backend: &mut B,
         parts: &[MatrixView<'_>],
-        leaf: usize,
+        (leaf, stored): (usize, Option<DType>),
         staging: (u64, usize),
     ) -> Result<Self> {
         let Some(first) = parts.first() else { return refuse("pack", "no matrix was given") };
@@ -83,10 +95,11 @@ impl<B: Backend> PackedWeight<B> {
         })?;
         // Matrices of different types are all widened, which is exact.
         let same = parts.iter().all(|p| p.dtype == first.dtype);
-        let dtype = if same { first.dtype } else { DType::F32 };
+        let dtype = stored.unwrap_or(if same { first.dtype } else { DType::F32 });
         let outputs = parts.iter().try_fold(0usize, |sum, p| sum.checked_add(p.rows));
         let Some(outputs) = outputs else { return refuse("pack", "too many outputs") };
-        let weight = Self::new(backend, (outputs, first.cols), leaf, dtype)?;
+        let blocked = stored.is_some() && mma::blocked(first.cols, leaf);
+        let weight = Self::new(backend, (outputs, first.cols), leaf, (dtype, blocked))?;
         let mut done = 0;
         for part in parts {
             weight.pack_part(backend, part, done, staging)?;
@@ -123,7 +136,7 @@ impl<B: Backend> PackedWeight<B> {
                 outputs: narrow("pack", rows)?,
                 inputs: narrow("pack", part.cols)?,
                 first_output: narrow("pack", first + lo)?,
-                dtype: code(self.dtype),
+                blocked: u32::from(self.blocked),
             };
             let wide = narrow("pack", padded(part.cols, chunk(self.dtype)).div_ceil(256))?;
             let shape = Shape { grid: [wide, args.outputs, 1], threads: 256, shared: 0 };
@@ -133,16 +146,18 @@ impl<B: Backend> PackedWeight<B> {
         Ok(())
     }
 
-    /// A matrix of seeded values in `[-scale, scale)`, generated on the device: for measuring speed.
+    /// A matrix of seeded values in `[-scale, scale)`, generated on the device: for measuring speed. `tensor`: for the
+    /// tensor cores.
     pub fn random(
         backend: &mut B,
         shape: (usize, usize),
         leaf: usize,
-        dtype: DType,
+        (dtype, tensor): (DType, bool),
         seed: (u64, f32),
     ) -> Result<Self> {
         require("random weight", dtype != DType::F16, || "f16 is not generated".to_owned())?;
-        let weight = Self::new(backend, shape, leaf, dtype)?;
+        let blocked = tensor && mma::blocked(shape.1, leaf);
+        let weight = Self::new(backend, shape, leaf, (dtype, blocked))?;
         let elements = weight.bytes() / dtype.size();
         let args = RandomKernel {
             out: weight.address(),
@@ -173,10 +188,12 @@ const fn code(dtype: DType) -> u32 {
     }
 }
 
-/// Appends row `r`, widened when the packed type is wider.
+/// Appends row `r`, widened when the packed type is wider, rounded to nearest even when it is bf16.
 fn append_row(host: &mut Vec<u8>, part: &MatrixView<'_>, r: usize, dtype: DType) {
     if part.dtype == dtype {
         host.extend_from_slice(part.row_bytes(r));
+    } else if dtype == DType::BF16 {
+        host.extend((0..part.cols).flat_map(|c| half::bf16::from_f32(part.get(r, c)).to_le_bytes()));
     } else {
         host.extend((0..part.cols).flat_map(|c| part.get(r, c).to_le_bytes()));
     }

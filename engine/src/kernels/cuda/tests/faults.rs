@@ -6,11 +6,11 @@ use crate::kernels::cuda::device::{KernelDevice, Planned};
 use std::sync::Arc;
 
 /// Runs `op` over kernels with one planted change; returns what was found.
-fn planted(file: &str, op: &str, change: (&str, &str, &str)) -> Option<String> {
+fn planted(file: &str, (op, cases): (&str, usize), change: (&str, &str, &str)) -> Option<String> {
     let kernels = Arc::new(Kernels::compile(file, &[change]));
-    let planned = Planned { metadata: 1 << 20, workspace: 1 << 16 };
+    let planned = Planned { metadata: 1 << 20, workspace: 1 << 16, ..Planned::default() };
     let mut device = KernelDevice::over(Shim::new(kernels, 3), planned).unwrap();
-    match certify(&mut device, op, 1, 12) {
+    match certify(&mut device, op, 1, cases) {
         Ok(verdict) => verdict.difference,
         Err(error) => Some(error.to_string()),
     }
@@ -18,33 +18,40 @@ fn planted(file: &str, op: &str, change: (&str, &str, &str)) -> Option<String> {
 
 #[test]
 fn a_missing_barrier_is_found() {
-    let change = ("norm.cu", "    }\n    __syncthreads();\n    for (u32 step", "    }\n    for (u32 step");
-    assert!(planted("norm.cu", "rms_norm", change).is_some());
+    let change = ("norm.cu", "    __syncthreads();\n    const float squares", "    const float squares");
+    assert!(planted("norm.cu", ("rms_norm", 12), change).is_some());
 }
 
 #[test]
 fn a_wrong_index_is_found() {
-    let change = ("norm.cu", "leaf * ROW_LEAF + chain; i < end", "leaf * ROW_LEAF + chain + 1; i < end");
-    assert!(planted("norm.cu", "rms_norm", change).is_some());
+    let change =
+        ("norm.cu", "leaf * ROW_LEAF + threadIdx.x % CHAINS;", "leaf * ROW_LEAF + threadIdx.x % CHAINS + 1;");
+    assert!(planted("norm.cu", ("rms_norm", 12), change).is_some());
 }
 
 #[test]
 fn another_order_of_the_same_sum_is_found() {
     let change = (
         "norm.cu",
-        "leaf_sums[i] = add(leaf_sums[i], leaf_sums[i + step]);",
-        "{ if (i == 0) for (u32 j = 1; j < leaves; j++) leaf_sums[0] = add(leaf_sums[0], leaf_sums[j]); step = leaves; }",
+        "for (u32 step = 1; step < 32; step *= 2) {",
+        "for (u32 step = 16; step > 0; step /= 2) {",
     );
-    assert!(planted("norm.cu", "rms_norm", change).is_some());
+    assert!(planted("norm.cu", ("rms_norm", 12), change).is_some());
 }
 
 #[test]
 fn a_barrier_that_not_all_threads_reach_is_found() {
     let change = (
         "norm.cu",
-        "    __syncthreads();\n    for (u32 step",
-        "    if (threadIdx.x < 16) __syncthreads();\n    for (u32 step",
+        "    __syncthreads();\n    const float squares",
+        "    if (threadIdx.x < 16) __syncthreads();\n    const float squares",
     );
-    let found = planted("norm.cu", "rms_norm", change).unwrap();
+    let found = planted("norm.cu", ("rms_norm", 12), change).unwrap();
     assert!(found.contains("deadlock") || found.contains("element"), "{found}");
+}
+
+#[test]
+fn weights_that_are_read_before_their_copy_has_come_are_found() {
+    let change = ("linear_stream.cu", "copy_wait<STREAM_STAGES - 2>();", "");
+    assert!(planted("all.cu", ("linear bf16", 40), change).is_some());
 }

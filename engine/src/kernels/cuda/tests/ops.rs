@@ -9,7 +9,7 @@ use crate::model::spec::Activation;
 
 /// A device over the committed kernels, with so little workspace that operators take several slabs.
 fn device(seed: u64) -> KernelDevice<Shim> {
-    let planned = Planned { metadata: 1 << 20, workspace: 1 << 16 };
+    let planned = Planned { metadata: 1 << 20, workspace: 1 << 16, ..Planned::default() };
     KernelDevice::over(Shim::new(Kernels::committed(), seed), planned).unwrap()
 }
 

@@ -1,9 +1,12 @@
 //! A backend that runs the kernels on the CPU: `engine/kernels` compiled by the system's C++ compiler with
 //! `host/shim.h`, loaded as a library.
 
+use crate::config::GpuExchange;
 use crate::error::{EngineError, Result};
-use crate::kernels::cuda::backend::{Backend, Shape};
+use crate::kernels::cuda::backend::{Backend, Part, Shape};
 use crate::kernels::cuda::kernel::{FILES, Kernel};
+use crate::parallel::comm::Transport;
+use crate::parallel::comm::collectives::Group;
 use libloading::{Library, Symbol};
 use sha2::{Digest, Sha256};
 use std::alloc::Layout;
@@ -90,9 +93,11 @@ impl Kernels {
     /// Compiles `file` with some text replaced; each text must occur.
     pub fn compile(file: &str, changes: &[(&str, &str, &str)]) -> Self {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        let shim =
-            std::fs::read_to_string(directory.join("host/shim.h")).expect("the shim is in the repository");
-        let mut sources: Vec<(&str, String)> = vec![("host/shim.h", shim)];
+        let mut sources: Vec<(&str, String)> = Vec::new();
+        for name in ["host/shim.h", "host/pipeline.h", "host/mma.h"] {
+            let text = std::fs::read_to_string(directory.join(name));
+            sources.push((name, text.unwrap_or_else(|e| panic!("{name} is in the repository: {e}"))));
+        }
         for (name, text) in FILES {
             let mut text = (*text).to_owned();
             for (_, from, to) in changes.iter().filter(|(at, _, _)| at == name) {
@@ -174,12 +179,14 @@ fn build(sources: &[(&str, String)], file: &str, flags: &[String], name: &str) -
 pub struct Shim {
     kernels: Arc<Kernels>,
     seed: u64,
+    /// Carries what linked devices exchange.
+    links: Option<Arc<dyn Transport>>,
 }
 
 impl Shim {
     /// A backend over `kernels`.
     pub fn new(kernels: Arc<Kernels>, seed: u64) -> Self {
-        Self { kernels, seed }
+        Self { kernels, seed, links: None }
     }
 }
 
@@ -188,6 +195,39 @@ impl Backend for Shim {
 
     fn name(&self) -> String {
         "kernels on the CPU".to_owned()
+    }
+
+    fn connect(&mut self, world: &mut Group, how: GpuExchange) -> Result<bool> {
+        self.links = (how == GpuExchange::Nccl).then(|| Arc::clone(world.transport()));
+        Ok(self.links.is_some())
+    }
+
+    fn exchange(&mut self, sends: &[Part], receives: &[Part]) -> Result<()> {
+        let links = self.links.clone().expect("only linked devices exchange");
+        for part in sends {
+            let mut bytes = vec![0; part.bytes];
+            self.download(part.address, &mut bytes)?;
+            links.send(part.peer, &bytes)?;
+        }
+        for part in receives {
+            let mut bytes = Vec::new();
+            links.recv(part.peer, &mut bytes)?;
+            assert_eq!(bytes.len(), part.bytes, "both ends of an exchange agree");
+            self.upload(part.address, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        assert!(to + bytes as u64 <= from || from + bytes as u64 <= to, "a copy within the device overlaps");
+        // SAFETY: the device checked that both lie in its buffers; they are host memory here.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    fn streaming(&self) -> Option<u32> {
+        // So few that blocks take several units.
+        Some(2)
     }
 
     fn allocate(&self, bytes: usize) -> Result<HostMemory> {
