@@ -145,12 +145,21 @@ impl Resolved {
                     self.render_into(out, inner, &key, depth + 1);
                 }
                 value => {
+                    let value = if SECRET.contains(&key.as_str()) { &masked(value) } else { value };
                     let line = format!("{indent}{name}: {value}");
                     out.push_str(&format!("{line:<56} # {}\n", self.origin(&key)));
                 }
             }
         }
     }
+}
+
+/// Keys whose values are never printed.
+const SECRET: [&str; 1] = ["serve.api_keys"];
+
+/// A list of secrets with stars in their places.
+fn masked(value: &Value) -> Value {
+    Value::Array(value.as_array().into_iter().flatten().map(|_| Value::from("***")).collect())
 }
 
 fn join(prefix: &str, name: &str) -> String {

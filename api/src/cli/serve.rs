@@ -3,8 +3,10 @@
 use super::args::ServeArgs;
 use super::exit::ExitCode;
 use super::{builder, configure_with, print_data};
-use crate::error::Result;
-use crate::serve::{Drained, ServeConfig, Server};
+use crate::error::{ApiError, Result};
+use crate::serve::{Drained, LogFormat, ServeConfig, Server};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Serves until SIGTERM or SIGINT. The URL is printed when requests are taken.
 pub fn serve(args: &ServeArgs) -> Result<ExitCode> {
@@ -12,6 +14,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode> {
         return Ok(ExitCode::Success);
     };
     let config = &resolved.config;
+    log(&config.serve)?;
     let server = Server::bind(ServeConfig { sampling: config.sampling.clone(), ..config.serve.clone() })?;
     eprintln!("listening at {}, loading {}", server.url(), config.model);
     let llm = builder(&resolved)?.build_async()?;
@@ -27,4 +30,17 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode> {
             Ok(ExitCode::Busy)
         }
     }
+}
+
+/// Sends the log to standard error, as configured.
+fn log(config: &ServeConfig) -> Result<()> {
+    let hint = "write it as RUST_LOG: info, or warn,megatron::access=info";
+    let refuse = |reason: String| ApiError::usage("serve.log_filter", reason, hint);
+    let filter = EnvFilter::try_new(&config.log_filter).map_err(|e| refuse(e.to_string()))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match config.log_format {
+        LogFormat::Text => lines.finish().try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
+    };
+    started.map_err(|e| refuse(e.to_string()))
 }

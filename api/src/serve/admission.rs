@@ -1,6 +1,6 @@
 //! How many sequences may be under way. A bound that is reached is the client's news (429), not an error of ours.
 
-use super::error::HttpError;
+use super::error::{DRAINING, HttpError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -61,7 +61,7 @@ impl Admission {
             Phase::Loading => Err(HttpError::unavailable("loading", "the model is being loaded")),
             Phase::Ready => Ok(()),
             Phase::Draining | Phase::Cancelling => {
-                Err(HttpError::unavailable("draining", "the server is shutting down")
+                Err(HttpError::unavailable(DRAINING, "the server is shutting down")
                     .hint("ask another server"))
             }
         }

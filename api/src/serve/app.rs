@@ -1,8 +1,11 @@
 //! What all handlers of one server share.
 
 use super::admission::Admission;
+use super::auth::Guard;
 use super::config::ServeConfig;
 use super::error::HttpError;
+use super::metrics::{Metrics, Rejection};
+use super::routes;
 use crate::async_llm::MegatronAsyncLLM;
 use crate::error::Result;
 use std::sync::{Arc, OnceLock};
@@ -17,7 +20,16 @@ pub(crate) struct Inner {
     pub admission: Admission,
     /// Unix seconds of the start.
     pub created: u64,
-    llm: OnceLock<MegatronAsyncLLM>,
+    pub guard: Guard,
+    served: OnceLock<Served>,
+}
+
+/// What is there once the model is loaded.
+pub(crate) struct Served {
+    pub llm: MegatronAsyncLLM,
+    pub metrics: Metrics,
+    /// The name that answers carry.
+    pub name: String,
 }
 
 impl std::ops::Deref for App {
@@ -28,20 +40,40 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    pub fn new(config: ServeConfig) -> Self {
+    pub fn new(config: ServeConfig) -> Result<Self> {
         let admission = Admission::new(config.max_in_flight);
-        Self(Arc::new(Inner { config, admission, created: unix_now(), llm: OnceLock::new() }))
+        let guard = Guard::new(&config, &routes::paths())?;
+        Ok(Self(Arc::new(Inner { config, admission, created: unix_now(), guard, served: OnceLock::new() })))
     }
 
     /// Puts the model in, once.
     pub fn attach(&self, llm: MegatronAsyncLLM) -> Result<()> {
         let twice = |_| engine::EngineError::internal("a server got two models").into();
-        self.llm.set(llm).map_err(twice)
+        let name = self.names(&llm)[0].to_owned();
+        self.served.set(Served { metrics: Metrics::new(&name, &llm), name, llm }).map_err(twice)
     }
 
     /// The model, or 503 while it is being loaded.
     pub fn llm(&self) -> std::result::Result<&MegatronAsyncLLM, HttpError> {
-        self.llm.get().ok_or_else(|| HttpError::unavailable("loading", "the model is being loaded"))
+        self.served().map(|served| &served.llm)
+    }
+
+    /// The model with its metrics, or 503 while it is being loaded.
+    pub fn served(&self) -> std::result::Result<&Served, HttpError> {
+        self.served.get().ok_or_else(|| HttpError::unavailable("loading", "the model is being loaded"))
+    }
+
+    /// Counts a refusal by its reason, if it is one for lack of room or time.
+    pub fn refused(&self, error: HttpError) -> HttpError {
+        let reason = match error.status.as_u16() {
+            429 => Some(Rejection::Overloaded),
+            503 if error.body.code == Some(super::error::DRAINING) => Some(Rejection::Draining),
+            _ => None,
+        };
+        if let (Some(reason), Some(served)) = (reason, self.served.get()) {
+            served.metrics.rejected(reason);
+        }
+        error
     }
 
     /// Names that the model answers to; the first is the one that answers carry.

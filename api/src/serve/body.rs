@@ -23,6 +23,7 @@ impl FromRequest<App> for Fields {
     type Rejection = HttpError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, HttpError> {
+        app.admission.open().map_err(|error| app.refused(error))?;
         let (head, body) = request.into_parts();
         let kind = head.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let essence = kind.split(';').next().unwrap_or_default().trim();

@@ -1,9 +1,25 @@
 //! `ServeConfig`: what a server listens on, whom it admits, and how long anything may take.
 
+use super::auth::ApiKeys;
 use crate::error::{ApiError, Result};
 use crate::params::SamplingParams;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
+
+/// Routes of probes.
+const PROBES: [&str; 5] = ["/live", "/ready", "/started", "/health", "/v1/health"];
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
 
 /// Settings of a server. Mirrors Megatron's `ServeConfig` (`host`, `port`); additions are bounds, on by default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +57,22 @@ pub struct ServeConfig {
     pub max_deadline_ms: u64,
     /// Milliseconds that requests under way get to finish when the server drains; then they end as cancelled.
     pub drain_deadline_ms: u64,
+    /// API keys; with one or more, every route needs one, except those in `public_routes`.
+    pub api_keys: ApiKeys,
+    /// A file with further keys, one a line.
+    pub api_key_file: Option<PathBuf>,
+    /// Routes that need no key. Probes by default: orchestrators have none.
+    pub public_routes: Vec<String>,
+    /// Origins whose pages may call this server from a browser; `*` is every one. Empty: none.
+    pub cors_allow_origins: Vec<String>,
+    /// Certificate chain (PEM) to serve TLS with; needs `tls_key`.
+    pub tls_certificate: Option<PathBuf>,
+    /// Private key (PEM) of the certificate.
+    pub tls_key: Option<PathBuf>,
+    /// How the command logs: lines of text, or one JSON object a line.
+    pub log_format: LogFormat,
+    /// What the command logs, as `RUST_LOG` is written: `info`, `warn,megatron::access=info`.
+    pub log_filter: String,
     /// Milliseconds between comments that keep a silent stream open.
     pub keep_alive_ms: u64,
     /// Sampling parameters of requests that bring none of their own (`sampling` of a YAML file).
@@ -67,6 +99,14 @@ impl Default for ServeConfig {
             default_deadline_ms: 600_000,
             max_deadline_ms: 3_600_000,
             drain_deadline_ms: 30_000,
+            api_keys: ApiKeys::default(),
+            api_key_file: None,
+            public_routes: PROBES.map(str::to_owned).to_vec(),
+            cors_allow_origins: Vec::new(),
+            tls_certificate: None,
+            tls_key: None,
+            log_format: LogFormat::Text,
+            log_filter: "info".to_owned(),
             keep_alive_ms: 15_000,
             sampling: SamplingParams::default(),
         }
@@ -118,6 +158,13 @@ impl ServeConfig {
                 reason,
                 format!("use at most {}", self.max_deadline_ms),
             ));
+        }
+        let bad = |origin: &&String| {
+            *origin != "*" && (!origin.contains("://") || origin.bytes().any(|b| !b.is_ascii_graphic()))
+        };
+        if let Some(origin) = self.cors_allow_origins.iter().find(bad) {
+            let hint = "write an origin as browsers do, https://example.org, or *";
+            return Err(refuse("cors_allow_origins", format!("`{origin}` is no origin"), hint));
         }
         if self.served_model_names.iter().any(String::is_empty) {
             return Err(refuse("served_model_names", "a name is empty", "leave it out"));

@@ -6,12 +6,16 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use engine::error::EngineError;
 use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
+
+/// Code of refusals while the server drains.
+pub(crate) const DRAINING: &str = "draining";
 
 /// Seconds after which a refused client should try again.
 const RETRY_AFTER_S: u64 = 1;
 
 /// What a client is told. `hint` is ours; OpenAI's clients show it with the body.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
     /// What is wrong, with the value.
     pub message: String,
@@ -28,9 +32,51 @@ pub(crate) struct ErrorBody {
 }
 
 /// The envelope.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub(crate) struct ErrorEnvelope {
     pub error: ErrorBody,
+}
+
+/// What every operation may answer besides success, for the OpenAPI document.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub(crate) enum Failures {
+    /// A field that cannot be honoured; `param` is its path.
+    #[response(status = 400)]
+    Invalid(ErrorEnvelope),
+    /// No API key, or an unknown one.
+    #[response(status = 401)]
+    Unauthorized(ErrorEnvelope),
+    /// No such route or model.
+    #[response(status = 404)]
+    NotFound(ErrorEnvelope),
+    /// The route does not take this method.
+    #[response(status = 405)]
+    Method(ErrorEnvelope),
+    /// The body did not arrive in time.
+    #[response(status = 408)]
+    BodyTimeout(ErrorEnvelope),
+    /// The body is too large.
+    #[response(status = 413)]
+    BodyTooLarge(ErrorEnvelope),
+    /// The body is not `application/json`.
+    #[response(status = 415)]
+    MediaType(ErrorEnvelope),
+    /// A bound is reached: try again after `Retry-After`.
+    #[response(status = 429)]
+    Overloaded(ErrorEnvelope),
+    /// The head of the request is too large.
+    #[response(status = 431)]
+    HeadTooLarge(ErrorEnvelope),
+    /// A defect, or an engine that failed.
+    #[response(status = 500)]
+    Internal(ErrorEnvelope),
+    /// Loading, draining, or no engine works: try again after `Retry-After`.
+    #[response(status = 503)]
+    Unavailable(ErrorEnvelope),
+    /// The request's deadline passed.
+    #[response(status = 504)]
+    Deadline(ErrorEnvelope),
 }
 
 /// An answer that is not the one hoped for.
@@ -79,6 +125,11 @@ impl HttpError {
     /// 500: a defect, or an engine that failed.
     pub fn server(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal"), message.into())
+    }
+
+    pub fn kind(mut self, kind: &'static str) -> Self {
+        self.body.kind = kind;
+        self
     }
 
     pub fn param(mut self, path: &str) -> Self {
@@ -147,6 +198,9 @@ impl IntoResponse for HttpError {
         let headers = response.headers_mut();
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        }
+        if self.body.code == Some(DRAINING) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == StatusCode::GATEWAY_TIMEOUT {
             // OpenAI's clients retry 5xx by themselves; a deadline that passed would only pass again.

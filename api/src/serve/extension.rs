@@ -3,11 +3,13 @@
 use crate::output::{Effective, GenerationOutput};
 use crate::params::SamplingParams;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Our extension of OpenAI's answers.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Extension {
     /// Sampling parameters with every default filled in. Of several choices, the first one's; each choice tells its seed.
+    #[schema(value_type = Object)]
     pub effective: SamplingParams,
     /// Numerics profile and version, `fma/1`: answers of one profile have the same bits in every layout.
     pub numerics: String,

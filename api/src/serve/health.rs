@@ -10,8 +10,8 @@ use engine::step::service::EngineState;
 use serde::Serialize;
 
 /// What a probe is told.
-#[derive(Debug, Serialize)]
-struct Health {
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct Health {
     status: &'static str,
     /// Megatron's probes look at these two.
     service: &'static str,
@@ -29,19 +29,31 @@ fn answer(reason: Option<String>) -> Response {
 }
 
 /// The process answers.
+#[utoipa::path(get, path = "/live", tag = "operations", responses((status = 200, body = Health), super::error::Failures))]
 pub(crate) async fn live() -> Response {
     answer(None)
 }
 
 /// The model is loaded.
+#[utoipa::path(get, path = "/started", tag = "operations",
+    responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(crate) async fn started(State(app): State<App>) -> Response {
     answer((app.admission.phase() == Phase::Loading).then(|| "the model is being loaded".to_owned()))
 }
 
 /// Requests are taken and an engine works. A full queue is no reason to be unready: that is what 429 is for.
+#[utoipa::path(get, path = "/ready", tag = "operations",
+    responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let closed = app.admission.open().err().map(|error| error.body.message.clone());
     answer(closed.or_else(|| broken(&app)))
+}
+
+/// As `/ready`, under the name that Megatron's clients and most load balancers know.
+#[utoipa::path(get, path = "/health", tag = "operations",
+    responses((status = 200, body = Health), (status = 503, body = Health)))]
+pub(crate) async fn health(state: State<App>) -> Response {
+    ready(state).await
 }
 
 /// Why no engine can work, if so.

@@ -2,7 +2,7 @@
 
 use super::app::App;
 use super::error::HttpError;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -22,11 +22,15 @@ pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Nex
     let began = Instant::now();
     let id = request_id(&request);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = match head_too_large(&app, &request) {
         Some(refusal) => refusal.into_response(),
         None => next.run(request).await,
     };
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_secs_f64() * 1e3);
+    if let Ok(served) = app.served() {
+        served.metrics.http(&served.name, route.as_ref().map_or("unknown", MatchedPath::as_str), status);
+    }
     tracing::info!(target: "megatron::access", %method, path, status, ms, request_id = id.to_str().unwrap_or_default());
     response.headers_mut().insert(REQUEST_ID, id);
     response

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
 
 /// Time that connections get to close after the last answer.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -20,8 +21,18 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// Bytes of head that hyper itself refuses (bare 431); below it our own bound answers in full.
 const HARD_HEADER_FACTOR: usize = 4;
 
+/// Time that a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Where connections come from, and how they are secured.
+pub(crate) struct Listening {
+    pub listener: TcpListener,
+    pub tls: Option<TlsAcceptor>,
+}
+
 /// Accepts connections until `stop`, then closes them.
-pub(crate) async fn accept(app: App, listener: TcpListener, router: Router, mut stop: oneshot::Receiver<()>) {
+pub(crate) async fn accept(app: App, listening: Listening, router: Router, mut stop: oneshot::Receiver<()>) {
+    let Listening { listener, tls } = listening;
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(app.config.max_connections));
     let http = builder(&app);
@@ -47,19 +58,40 @@ pub(crate) async fn accept(app: App, listener: TcpListener, router: Router, mut 
         let _ = stream.set_nodelay(true);
         let mut io = TimeoutStream::new(stream);
         io.set_write_timeout(Some(Duration::from_millis(app.config.write_timeout_ms)));
+        let io = Box::pin(io);
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(io)), service));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+        match &tls {
+            None => {
+                let connection = graceful.watch(http.serve_connection(TokioIo::new(io), service));
+                tokio::spawn(ended(connection, permit));
             }
-            drop(permit);
-        });
+            Some(tls) => {
+                let (http, watcher, handshake) = (http.clone(), graceful.watcher(), tls.accept(io));
+                tokio::spawn(async move {
+                    match tokio::time::timeout(HANDSHAKE, handshake).await {
+                        Ok(Ok(io)) => {
+                            let connection = http.serve_connection(TokioIo::new(io), service);
+                            ended(watcher.watch(connection), permit).await;
+                        }
+                        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                        Err(_) => tracing::debug!("a TLS handshake took too long"),
+                    }
+                });
+            }
+        }
     }
     drop(listener);
     if tokio::time::timeout(CLOSING, graceful.shutdown()).await.is_err() {
         tracing::warn!("connections did not close in time and are dropped");
     }
+}
+
+/// Waits for a connection to end, then gives its room back.
+async fn ended(connection: impl Future<Output = hyper::Result<()>>, permit: OwnedSemaphorePermit) {
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection ended early");
+    }
+    drop(permit);
 }
 
 fn builder(app: &App) -> http1::Builder {

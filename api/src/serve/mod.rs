@@ -6,8 +6,10 @@
 //! | [`server`] | life of a server: bind, load, ready, drain, ended |
 //! | `listener` | connections: TLS, limits, deadlines of reads and writes |
 //! | `routes` | the route table (which path, who may call it) and the router |
+//! | `auth` | API keys: every route needs one unless it is listed as public |
 //! | `admission` | how many generations may be under way; 429 and 503 |
 //! | `run` | the generations of one request: merged streams, deadline, drain, measures |
+//! | `metrics` | Prometheus, under the names that dashboards have |
 //! | `openai` | wire types and handlers, one folder or file for each endpoint |
 //!
 //! ```
@@ -21,6 +23,7 @@
 
 mod admission;
 mod app;
+pub mod auth;
 mod body;
 pub mod config;
 mod error;
@@ -28,15 +31,19 @@ mod extension;
 mod health;
 mod layers;
 mod listener;
+mod metrics;
 mod openai;
+mod openapi;
 mod routes;
 mod run;
 pub mod server;
+mod tls;
 
 use crate::async_llm::MegatronAsyncLLM;
 use crate::error::Result;
 use crate::llm::MegatronLLM;
-pub use config::ServeConfig;
+pub use auth::ApiKeys;
+pub use config::{LogFormat, ServeConfig};
 pub use server::{Drained, Server};
 
 impl MegatronAsyncLLM {

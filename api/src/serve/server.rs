@@ -3,7 +3,8 @@
 use super::admission::Phase;
 use super::app::App;
 use super::config::{ServeConfig, refuse};
-use super::{listener, routes};
+use super::listener::{self, Listening};
+use super::{metrics, routes, tls};
 use crate::async_llm::MegatronAsyncLLM;
 use crate::error::Result;
 use engine::error::EngineError;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
 
 /// Time that cancelled requests get to write their last words.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -41,6 +43,7 @@ enum End {
 pub struct Server {
     app: App,
     address: SocketAddr,
+    secure: bool,
     end: Option<oneshot::Sender<End>>,
     thread: Option<JoinHandle<Result<Drained>>>,
 }
@@ -66,14 +69,16 @@ impl Server {
         let socket = TcpListener::bind((config.host.as_str(), config.port)).map_err(unusable)?;
         socket.set_nonblocking(true).map_err(unusable)?;
         let address = socket.local_addr().map_err(unusable)?;
-        let app = App::new(config);
+        let tls = tls::acceptor(&config)?;
+        let secure = tls.is_some();
+        let app = App::new(config)?;
         let (end, ending) = oneshot::channel();
         let theirs = app.clone();
         let thread = std::thread::Builder::new()
             .name("http".to_owned())
-            .spawn(move || live(theirs, socket, ending))
+            .spawn(move || live(theirs, socket, tls, ending))
             .map_err(|e| EngineError::internal(format!("the HTTP thread does not start: {e}")))?;
-        Ok(Self { app, address, end: Some(end), thread: Some(thread) })
+        Ok(Self { app, address, secure, end: Some(end), thread: Some(thread) })
     }
 
     /// Gives it the model to answer with: from now on it is ready.
@@ -95,7 +100,7 @@ impl Server {
 
     /// Its base URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", if self.secure { "https" } else { "http" }, self.address)
     }
 
     /// Sequences under way.
@@ -145,7 +150,12 @@ impl Drop for Server {
 }
 
 /// The HTTP thread: a runtime of its own, until the end.
-fn live(app: App, socket: TcpListener, ending: oneshot::Receiver<End>) -> Result<Drained> {
+fn live(
+    app: App,
+    socket: TcpListener,
+    tls: Option<TlsAcceptor>,
+    ending: oneshot::Receiver<End>,
+) -> Result<Drained> {
     let failed = |e: std::io::Error| EngineError::internal(format!("the HTTP runtime does not start: {e}"));
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(app.config.http_threads).thread_name("http").enable_all();
@@ -154,7 +164,9 @@ fn live(app: App, socket: TcpListener, ending: oneshot::Receiver<End>) -> Result
         let listener = tokio::net::TcpListener::from_std(socket).map_err(failed)?;
         let (stop, stopped) = oneshot::channel();
         let router = routes::router(app.clone());
-        let accepting = tokio::spawn(listener::accept(app.clone(), listener, router, stopped));
+        let listening = Listening { listener, tls };
+        let accepting = tokio::spawn(listener::accept(app.clone(), listening, router, stopped));
+        tokio::spawn(metrics::upkeep(app.clone()));
         let drained = until_the_end(&app, ending).await;
         // The receiver is gone only if accepting has ended, which is what is wanted.
         let _ = stop.send(());

@@ -1,9 +1,14 @@
 //! What is told when a choice ends, beyond OpenAI's fields. Names of vLLM and Megatron.
 
+#[allow(unused_imports, reason = "named by the schema only")]
+use super::logprobs::PromptCandidate;
 use super::logprobs::{PromptPosition, prompt_positions};
 use crate::output::GenerationOutput;
 use crate::text::Tokenizer;
 use serde::Serialize;
+#[allow(unused_imports, reason = "named by the schema only")]
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 /// Which of the extensions were asked for.
 #[derive(Debug, Clone, Copy)]
@@ -15,20 +20,21 @@ pub(crate) struct Scores {
 }
 
 /// Extensions of a choice.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct Ending {
     /// The stop string that ended it.
     pub stop_reason: Option<String>,
     /// The effective seed; null when it was greedy.
     pub seed: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Option<BTreeMap<String, PromptCandidate>>>>)]
     pub prompt_logprobs: Option<Vec<Option<PromptPosition>>>,
     #[serde(flatten)]
     pub ids: Option<Ids>,
 }
 
 /// Token ids of a choice.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Ids {
     pub prompt_token_ids: Vec<u32>,
     /// vLLM's name.

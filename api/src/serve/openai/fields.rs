@@ -8,13 +8,14 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 /// The header that carries a deadline, for clients that cannot add a field.
 pub(crate) const DEADLINE_HEADER: &str = "x-request-deadline-ms";
 
 /// What both endpoints understand. `null` counts as absent.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct SharedFields {
     /// Name of the model; must be one that `/v1/models` lists.
     pub model: Option<String>,
@@ -37,6 +38,7 @@ pub(crate) struct SharedFields {
     /// Equal prompt, parameters and seed give equal tokens; choice `i` of `n` takes `seed + i`.
     pub seed: Option<i64>,
     /// A string, or several, that end the text.
+    #[schema(value_type = Option<TextOrTexts>)]
     pub stop: Option<Strings>,
     /// Token ids that end it. (vLLM's.)
     pub stop_token_ids: Option<Vec<u32>>,
@@ -69,11 +71,20 @@ pub(crate) struct SharedFields {
 }
 
 /// Options of a stream.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
     /// Send a last chunk with the token counts.
     pub include_usage: Option<bool>,
+}
+
+/// How one string or several look in the OpenAPI document.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub(crate) enum TextOrTexts {
+    One(String),
+    Several(Vec<String>),
 }
 
 /// One string or several.

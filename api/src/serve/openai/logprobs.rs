@@ -4,6 +4,9 @@ use crate::output::GenerationOutput;
 use crate::text::{Detokenizer, Tokenizer};
 use engine::request::TokenLogprob;
 use serde::{Serialize, Serializer};
+#[allow(unused_imports, reason = "named by the schema only")]
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 /// A token as text. Bytes that are no text on their own are written as OpenAI does: `bytes:\xe2\x80`.
 pub(crate) fn token_text(tokenizer: Option<&Tokenizer>, id: u32) -> String {
@@ -24,13 +27,14 @@ impl Serialize for Candidates {
 }
 
 /// Columns: one entry for each token.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct Columns {
     /// Text of each token.
     pub tokens: Vec<String>,
     /// Its log-probability; null for the first token of an echoed prompt, which nothing precedes.
     pub token_logprobs: Vec<Option<f32>>,
     /// The best candidates and the token itself, by text.
+    #[schema(value_type = Vec<Option<BTreeMap<String, f32>>>)]
     pub top_logprobs: Vec<Option<Candidates>>,
     /// Where its text begins, in characters of the whole text.
     pub text_offset: Vec<usize>,
@@ -130,7 +134,7 @@ impl ColumnWriter {
 }
 
 /// A token with its log-probability, as chats tell it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub(crate) struct Entry {
     pub token: String,
     pub logprob: f32,
@@ -140,12 +144,13 @@ pub(crate) struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_id: Option<u32>,
     /// The best candidates of its position.
+    #[schema(no_recursion)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_logprobs: Option<Vec<Entry>>,
 }
 
 /// The log-probabilities of a chat's answer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub(crate) struct Content {
     pub content: Vec<Entry>,
     /// Always null: this server refuses no content.
@@ -179,7 +184,7 @@ pub(crate) fn content(
 pub(crate) struct PromptPosition(Vec<(u32, PromptCandidate)>);
 
 /// A candidate of a prompt position.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub(crate) struct PromptCandidate {
     logprob: f32,
     /// 1 for the best; null for the prompt's own token when it is not among those returned.

@@ -3,10 +3,11 @@
 pub(crate) mod chat;
 pub(crate) mod completions;
 mod ending;
-mod fields;
+pub(crate) mod fields;
 mod logprobs;
 pub(crate) mod models;
 mod sse;
+pub(crate) mod tokens;
 mod usage;
 
 use super::app::{App, unix_now};
@@ -15,7 +16,7 @@ use super::layers::random_id;
 
 /// What all chunks of one answer have in common.
 #[derive(Debug, Clone)]
-struct Head {
+pub(crate) struct Head {
     id: String,
     created: u64,
     model: String,

@@ -2,13 +2,14 @@
 
 use crate::output::ModelCard;
 use crate::serve::app::App;
-use crate::serve::error::HttpError;
+use crate::serve::error::{Failures, HttpError};
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// One name of the model.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ModelObject {
     id: String,
     object: &'static str,
@@ -19,11 +20,12 @@ pub(crate) struct ModelObject {
     /// Most tokens of a request, prompt and output together.
     max_model_len: usize,
     /// Digests, layout, device, numerics.
+    #[schema(value_type = Object)]
     megatron: ModelCard,
 }
 
 /// All names.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ModelList {
     object: &'static str,
     data: Vec<ModelObject>,
@@ -43,6 +45,7 @@ fn object(app: &App, id: String) -> Result<ModelObject, HttpError> {
 }
 
 /// Lists the names.
+#[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, body = ModelList), Failures))]
 pub(crate) async fn list(State(app): State<App>) -> Result<Json<ModelList>, HttpError> {
     let names: Vec<String> = app.names(app.llm()?).into_iter().map(str::to_owned).collect();
     let data = names.into_iter().map(|name| object(&app, name)).collect::<Result<_, _>>()?;
@@ -50,6 +53,8 @@ pub(crate) async fn list(State(app): State<App>) -> Result<Json<ModelList>, Http
 }
 
 /// One of them.
+#[utoipa::path(get, path = "/v1/models/{model}", tag = "models", params(("model" = String, Path, description = "The name.")),
+    responses((status = 200, body = ModelObject), Failures))]
 pub(crate) async fn one(
     State(app): State<App>,
     Path(name): Path<String>,

@@ -2,9 +2,10 @@
 
 use crate::output::GenerationOutput;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// What an answer used.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Usage {
     /// Tokens of all prompts; a prompt with several choices counts once.
     pub prompt_tokens: usize,
@@ -17,7 +18,7 @@ pub(crate) struct Usage {
 }
 
 /// Details of prompt tokens.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct PromptDetails {
     /// Tokens whose keys came from the prefix cache.
     pub cached_tokens: usize,

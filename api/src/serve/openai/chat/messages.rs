@@ -4,27 +4,34 @@ use crate::serve::error::HttpError;
 use crate::text::chat::Message;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 /// A message as it is sent. Clients send answers back as they came, with null for what they lack.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct MessageFields {
     /// `system`, `developer` (read as `system`), `user`, `assistant` or `tool`.
     pub role: Option<String>,
     /// A text, or a list of text parts.
+    #[schema(value_type = Object)]
     pub content: Option<Value>,
     /// A name, for templates that show it.
     pub name: Option<String>,
     /// Calls that the assistant made.
+    #[schema(value_type = Option<Vec<Object>>)]
     pub tool_calls: Option<Vec<Value>>,
     /// The call that a tool answers.
     pub tool_call_id: Option<String>,
     /// Thoughts of the assistant, for templates that show them.
     pub reasoning_content: Option<String>,
     /// Parts of OpenAI's answers that may come back only empty.
+    #[schema(value_type = Option<Object>)]
     pub refusal: Option<Value>,
+    #[schema(value_type = Option<Vec<Object>>)]
     pub annotations: Option<Vec<Value>>,
+    #[schema(value_type = Option<Object>)]
     pub audio: Option<Value>,
+    #[schema(value_type = Option<Object>)]
     pub function_call: Option<Value>,
 }
 

@@ -3,7 +3,7 @@
 pub(crate) mod convert;
 pub(crate) mod messages;
 mod stream;
-mod types;
+pub(crate) mod types;
 
 use super::fields::SharedFields;
 use super::usage::Usage;
@@ -11,7 +11,7 @@ use super::{Head, finish_reason};
 use crate::output::GenerationOutput;
 use crate::serve::app::App;
 use crate::serve::body::Fields;
-use crate::serve::error::HttpError;
+use crate::serve::error::{Failures, HttpError};
 use crate::serve::run::Run;
 use crate::text::Tokenizer;
 use axum::Json;
@@ -41,6 +41,9 @@ const REFUSED: [(&str, &str); 15] = [
 ];
 
 /// Answers a conversation, whole or as a stream.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "generate", request_body = ChatFields,
+    params(("x-request-deadline-ms" = Option<u64>, Header, description = "As deadline_ms, for clients that cannot add a field.")),
+    responses((status = 200, content((Completion = "application/json"), (String = "text/event-stream"))), Failures))]
 pub(crate) async fn create(
     State(app): State<App>,
     headers: HeaderMap,

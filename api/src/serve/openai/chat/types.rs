@@ -9,10 +9,12 @@ use crate::serve::openai::logprobs::Content;
 use crate::serve::openai::usage::Usage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 /// Fields that only chats have.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = ChatRequest)]
 pub(crate) struct ChatFields {
     /// The conversation so far.
     pub messages: Option<Vec<MessageFields>>,
@@ -25,13 +27,15 @@ pub(crate) struct ChatFields {
     /// Its older name.
     pub max_tokens: Option<u32>,
     /// Further variables of the chat template. (vLLM's.)
+    #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// End the prompt with the words that make the model answer; true by default. (vLLM's.)
     pub add_generation_prompt: Option<bool>,
 }
 
 /// An answer, or a chunk of one.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ChatCompletion)]
 pub(crate) struct Completion {
     pub id: String,
     pub object: &'static str,
@@ -40,6 +44,7 @@ pub(crate) struct Completion {
     pub choices: Vec<Choice>,
     /// Absent in chunks, unless counts were asked for: then null in all but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     pub usage: Option<Option<Usage>>,
     /// In an answer, and in the last chunk of each choice.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,7 +67,8 @@ impl Completion {
 }
 
 /// One choice (with a message), or more of it (with a delta).
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[schema(as = ChatChoice)]
 pub(crate) struct Choice {
     pub index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,7 +83,7 @@ pub(crate) struct Choice {
 }
 
 /// The model's message.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Answer {
     pub role: &'static str,
     pub content: Option<String>,
@@ -107,7 +113,7 @@ impl Answer {
 }
 
 /// More of the model's message.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct DeltaMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,

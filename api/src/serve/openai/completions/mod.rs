@@ -2,7 +2,7 @@
 
 mod convert;
 mod stream;
-mod types;
+pub(crate) mod types;
 
 use super::fields::SharedFields;
 use super::logprobs::Columns;
@@ -10,7 +10,7 @@ use super::{Head, finish_reason};
 use crate::output::GenerationOutput;
 use crate::serve::app::App;
 use crate::serve::body::Fields;
-use crate::serve::error::HttpError;
+use crate::serve::error::{Failures, HttpError};
 use crate::serve::run::Run;
 use crate::text::Tokenizer;
 use axum::Json;
@@ -28,6 +28,9 @@ const REFUSED: [(&str, &str); 3] = [
 ];
 
 /// Answers a completion, whole or as a stream.
+#[utoipa::path(post, path = "/v1/completions", tag = "generate", request_body = CompletionFields,
+    params(("x-request-deadline-ms" = Option<u64>, Header, description = "As deadline_ms, for clients that cannot add a field.")),
+    responses((status = 200, content((Completion = "application/json"), (String = "text/event-stream"))), Failures))]
 pub(crate) async fn create(
     State(app): State<App>,
     headers: HeaderMap,

@@ -7,12 +7,15 @@ use crate::serve::openai::logprobs::Columns;
 use crate::serve::openai::usage::Usage;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Fields that only completions have.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = CompletionRequest)]
 pub(crate) struct CompletionFields {
     /// A text, token ids, or a list of either.
+    #[schema(value_type = PromptOrPrompts)]
     pub prompt: Option<Prompts>,
     /// Put the prompt in front of the answer.
     pub echo: Option<bool>,
@@ -22,6 +25,17 @@ pub(crate) struct CompletionFields {
     pub max_tokens: Option<u32>,
     /// Put what the model wants (BOS) in front of texts; true by default. (vLLM's.)
     pub add_special_tokens: Option<bool>,
+}
+
+/// How prompts look in the OpenAPI document.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub(crate) enum PromptOrPrompts {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    Lists(Vec<Vec<u32>>),
 }
 
 /// The prompts of a request.
@@ -101,7 +115,7 @@ impl<'de> Deserialize<'de> for Prompts {
 }
 
 /// An answer, or a chunk of one.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Completion {
     pub id: String,
     pub object: &'static str,
@@ -110,6 +124,7 @@ pub(crate) struct Completion {
     pub choices: Vec<Choice>,
     /// Absent in chunks, unless counts were asked for: then null in all but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
     pub usage: Option<Option<Usage>>,
     /// In an answer, and in the last chunk of each choice.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,7 +147,7 @@ impl Completion {
 }
 
 /// One choice, or more of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Choice {
     pub index: usize,
     pub text: String,
