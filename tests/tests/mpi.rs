@@ -4,14 +4,23 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure of a helper is the test's failure")]
 #![cfg(feature = "mpi")]
 
+use engine::config::InferenceConfig;
+use engine::model::checkpoint::Checkpoint;
+use engine::numerics::profile::Profile;
+use engine::parallel::comm::handshake::{Identity, handshake};
 use engine::parallel::comm::mpi::Mpi;
 use engine::parallel::launch::{RankContext, launch};
 use engine::parallel::layout::Layout;
 use engine::parallel::reduce::{NodeExchange, OwnerBuffers, fold_blocks};
 use engine::parallel::shard::split;
 use engine::parallel::tree;
+use engine::request::{RequestSpec, SamplingParams};
+use engine::step::mpi::Host;
+use engine::step::rank::Deployment;
+use engine::step::{DynamicInferenceEngine, EngineHandle, Update};
 use engine::{EngineError, Result};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -81,12 +90,18 @@ fn mpirun(ranks: usize, case: &str, layout: &str) -> Output {
 }
 
 fn mpirun_with(flags: &[&str], ranks: usize, case: &str, layout: &str) -> Output {
+    mpirun_in(flags, ranks, (case, layout), &std::env::temp_dir())
+}
+
+/// As above; the case may look into `folder`.
+fn mpirun_in(flags: &[&str], ranks: usize, (case, layout): (&str, &str), folder: &Path) -> Output {
     let started = Instant::now();
     let binary = std::env::current_exe().unwrap();
     let output = tests::mpirun::command(flags, ranks, &binary, END)
         .args(["child_of_mpirun", "--exact", "--nocapture", "--test-threads=1"])
         .env("MPI_CASE", case)
         .env("MPI_LAYOUT", layout)
+        .env("MPI_FOLDER", folder)
         .output()
         .expect("mpirun (Debian: openmpi-bin) must be installed for tests with feature mpi");
     assert!(started.elapsed() < END, "{case}: the job did not end by itself: {}", text(&output));
@@ -105,13 +120,20 @@ fn said(output: &Output) -> Vec<String> {
     lines
 }
 
-/// No process of the job is left.
+/// No process of the job is left, once the system has had time to take the killed ones away.
 fn no_orphans(output: &Output) {
+    let started = Instant::now();
     for line in said(output).iter().filter(|l| l.contains(" pid ")) {
         let pid = line.rsplit(' ').next().unwrap();
-        let alive = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        // A zombie is ended; its parent is about to collect it.
-        assert!(alive.is_err() || alive.is_ok_and(|stat| stat.contains(") Z ")), "{line} is still alive");
+        let alive = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            // A zombie is ended; its parent is about to collect it.
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        while alive() {
+            assert!(started.elapsed() < PATIENT, "{line} is still alive");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -180,6 +202,60 @@ fn survivors_of_a_killed_process_report_it_at_the_deadline() {
     no_orphans(&output);
 }
 
+/// Ranks that do not run the same thing: every rank hears what differs, where, and from what.
+#[test]
+fn ranks_that_differ_are_refused_at_start() {
+    let output = mpirun(3, "differ", "tp=3");
+    assert!(output.status.success(), "{}", text(&output));
+    let said = said(&output);
+    for rank in 0..3 {
+        for words in [
+            "`layout` is `tp=1,pp=1,dp=3,ep=1` on rank 2 but `tp=3,pp=1,dp=1,ep=1` on rank 0",
+            "`weights digest` is `other` on rank 2 but `weights` on rank 0",
+            "`config digest` is `other` on rank 2 but `config` on rank 0",
+            "`code version` is `(absent)` on rank 2",
+        ] {
+            let heard = |line: &String| line.starts_with(&format!("@{rank} refused")) && line.contains(words);
+            assert!(said.iter().any(heard), "rank {rank} did not hear {words}: {}", text(&output));
+        }
+    }
+}
+
+/// A copy of the dense model in which one bit of one weight differs.
+fn other_weights() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(tests::models::path("dense")).unwrap().flatten() {
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let file = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    folder
+}
+
+#[test]
+fn a_process_with_other_weights_is_refused_at_start() {
+    let other = other_weights();
+    let output = mpirun_in(&[], 3, ("serve-other", "tp=3"), other.path());
+    others_report(&output, 3, 2, &["`weights digest` is `", "on rank 2 but `"]);
+}
+
+/// A process dies while a request is under way: the request ends with one answer that names it, every other process
+/// reports it, and nothing is left.
+#[test]
+fn a_process_that_dies_while_it_serves_is_told_to_the_caller() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = mpirun_in(&["--enable-recovery"], 3, ("serve-die", "tp=3"), folder.path());
+    let said = said(&output);
+    let terminals: Vec<_> = said.iter().filter(|l| l.starts_with("@0 terminal")).collect();
+    assert_eq!(terminals.len(), 1, "{}", text(&output));
+    assert!(terminals[0].contains("Error") && terminals[0].contains("rank 2"), "{}", terminals[0]);
+    let other = said.iter().find(|l| l.starts_with("@1 error"));
+    assert!(other.is_some_and(|l| l.contains("rank 2")), "{}", text(&output));
+    no_orphans(&output);
+}
+
 #[test]
 fn a_rank_that_left_is_not_waited_for() {
     let output = mpirun(3, "leave", "tp=3");
@@ -207,6 +283,9 @@ fn thousands_of_launches_share_one_job() {
 fn child_of_mpirun() {
     let Ok(case) = std::env::var("MPI_CASE") else { return };
     let layout: Layout = std::env::var("MPI_LAYOUT").unwrap().parse().unwrap();
+    if case.starts_with("serve") {
+        return serve(&case, layout);
+    }
     let mpi = Mpi::init().unwrap();
     let rank = mpi.rank();
     say(rank, &format!("pid {}", std::process::id()));
@@ -218,6 +297,9 @@ fn child_of_mpirun() {
             });
             assert_eq!(most.unwrap(), launch * 2 + 1);
         }
+    }
+    if case == "differ" {
+        return differ(&mpi, layout);
     }
     let outcome = mpi.launch(layout, deadline, |context| {
         if context.coord.rank == 2 && case != "work" {
@@ -237,6 +319,85 @@ fn child_of_mpirun() {
             std::process::exit(1);
         }
     }
+}
+
+/// Rank 2 presents another identity than the rest, in one field after the other.
+fn differ(mpi: &Mpi, layout: Layout) {
+    let same = || Identity::new(layout, Profile::Fma, "weights", "config");
+    let nothing: Identity = serde_json::from_str(r#"{"fields":[]}"#).unwrap();
+    for other in [
+        Identity::new("dp=3".parse().unwrap(), Profile::Fma, "weights", "config"),
+        Identity::new(layout, Profile::Fma, "other", "config"),
+        Identity::new(layout, Profile::Fma, "weights", "other"),
+        nothing,
+    ] {
+        let heard = mpi.launch(layout, PATIENT, |context| {
+            let mine = if context.coord.rank == 2 { other.clone() } else { same() };
+            Ok(handshake(&context.data, &mine).unwrap_err().to_string())
+        });
+        say(mpi.rank(), &format!("refused {}", heard.unwrap()));
+    }
+}
+
+/// Serves a deployment over the processes, in which something goes wrong on rank 2.
+fn serve(case: &str, layout: Layout) {
+    let host = Host::init().unwrap();
+    say(host.rank(), &format!("pid {}", std::process::id()));
+    let open: fn(&Path) -> Result<Checkpoint> = match (case, host.rank()) {
+        ("serve-other", 2) => |_| Checkpoint::open(&folder()),
+        ("serve-die", 2) => |path| {
+            std::thread::spawn(die_when_told);
+            Checkpoint::open(path)
+        },
+        _ => Checkpoint::open,
+    };
+    let outcome = if host.rank() == 0 { generate(&host, layout) } else { host.serve(open) };
+    if let Err(error) = outcome {
+        say(host.rank(), &format!("error {error}"));
+        std::process::exit(1);
+    }
+}
+
+fn folder() -> PathBuf {
+    std::env::var_os("MPI_FOLDER").unwrap().into()
+}
+
+fn die_when_told() {
+    while !folder().join("die").exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Command::new("kill").args(["-9", &std::process::id().to_string()]).status().unwrap();
+}
+
+/// Rank 0: one long request; when it has begun, rank 2 is told to die.
+fn generate(host: &Host, layout: Layout) -> Result<()> {
+    let config = InferenceConfig {
+        num_blocks: Some(64),
+        block_size_tokens: 16,
+        rank_deadline_ms: BRISK.as_millis() as u64,
+        threads: Some(1),
+        ..InferenceConfig::default()
+    };
+    let deployment = Deployment::open(&tests::models::path("dense"), config.clone(), layout)?;
+    let executor = host.executors(&deployment)?.remove(0);
+    let engine = DynamicInferenceEngine::new(Box::new(executor), &config, &deployment.facts()?)?;
+    let handle = EngineHandle::spawn(engine, END)?;
+    let params = SamplingParams { termination_id: Some(-1), ..SamplingParams::greedy(480) };
+    let mut stream = handle.submit(RequestSpec {
+        prompt: vec![1, 2, 3],
+        params,
+        resumed: Vec::new(),
+        sampling_key: None,
+    })?;
+    while let Some(update) = stream.recv_timeout(END).expect("an update in time") {
+        match update {
+            Update::Tokens(_) => std::fs::write(folder().join("die"), "now").unwrap(),
+            Update::Done(output) => {
+                say(0, &format!("terminal {:?} {}", output.finish, output.error.unwrap_or_default()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A line for the parent, in one write, so that lines of several ranks do not mix.

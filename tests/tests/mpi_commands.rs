@@ -148,7 +148,7 @@ fn parity_runs_cells_of_four_processes() {
 
 #[test]
 fn parity_runs_cells_of_eight_processes() {
-    runs(8, 16);
+    runs(8, 12);
 }
 
 #[test]

@@ -290,7 +290,8 @@ impl<D: Device> Decoder<D> {
         if self.dev.receive_from(&mut self.ws.h, want, prev)? {
             return Ok(());
         }
-        self.links.transport.recv(prev, &mut self.bytes)?;
+        // The stages before it may wait for each other, one after the other.
+        self.links.transport.recv_patiently(prev, &mut self.bytes, 1 + self.shard.coord.pp)?;
         if self.bytes.len() != want * 4 {
             return Err(EngineError::internal(format!(
                 "rank {prev} sent {} bytes of residual stream where {} were due",

@@ -21,6 +21,8 @@ pub struct ReplicaExecutor {
     up: Arc<dyn Transport>,
     leader: usize,
     vocab: usize,
+    /// Deadlines that a step may take when a rank hangs somewhere in the replica: every level of waiting has one more.
+    patience: usize,
     bytes: Vec<u8>,
     kv_bytes: u64,
     witness: Mutex<Vec<u8>>,
@@ -109,6 +111,7 @@ pub(crate) fn executors_over(
             up,
             leader,
             vocab: deployment.checkpoint.spec().vocab,
+            patience: 2 + deployment.layout.pp(),
             bytes: Vec::new(),
             kv_bytes: 0,
             witness: Mutex::new(Vec::new()),
@@ -129,7 +132,8 @@ impl ReplicaExecutor {
     fn ask(&mut self, command: &Command<'_>) -> Result<Reply> {
         encode(command, &mut self.bytes)?;
         self.down.send(self.leader, &self.bytes)?;
-        self.up.recv(self.leader, &mut self.bytes)?;
+        // A leader may wait for the answers of its last stage, or for another replica in lockstep, before it answers.
+        self.up.recv_patiently(self.leader, &mut self.bytes, self.patience)?;
         decode(&self.bytes)
     }
 

@@ -182,7 +182,7 @@ impl<D: Device> Worker<D> {
             let ring = match peer.ring.take() {
                 Some(ring) => ring,
                 None => {
-                    self.wires.data.recv(peer.leader, &mut self.bytes)?;
+                    self.wires.data.recv_patiently(peer.leader, &mut self.bytes, 1 + self.stages)?;
                     decode(&self.bytes)?
                 }
             };
@@ -219,7 +219,7 @@ impl<D: Device> Worker<D> {
             encode(&self.out, &mut self.bytes)?;
             self.wires.data.send(self.leader, &self.bytes)?;
         } else if self.me == self.leader {
-            self.wires.data.recv(self.answers, &mut self.bytes)?;
+            self.wires.data.recv_patiently(self.answers, &mut self.bytes, 1 + self.stages)?;
             self.out = decode(&self.bytes)?;
         }
         Ok(())

@@ -44,6 +44,17 @@ pub trait Transport: Send + Sync {
     /// As [`Transport::recv`], but gives up after `wait` (shorter than the deadline) and says so with `false`.
     /// For idle loops that must stay attentive; a failed peer is still an error at once.
     fn recv_timeout(&self, from: usize, into: &mut Vec<u8>, wait: Duration) -> Result<bool>;
+    /// As [`Transport::recv`], for up to `deadlines` deadlines: for a rank that waits for one that may itself be waiting.
+    /// The nearer to a rank that hangs, the shorter the wait, so whoever waits for that rank itself is the first to say
+    /// so, and names it.
+    fn recv_patiently(&self, from: usize, into: &mut Vec<u8>, deadlines: usize) -> Result<()> {
+        for _ in 1..deadlines {
+            if self.recv_timeout(from, into, self.deadline())? {
+                return Ok(());
+            }
+        }
+        self.recv(from, into)
+    }
     /// Tells all other ranks that this rank has failed, and why, so that no wait outlives it.
     fn abort(&self, reason: &str);
     /// How long any single wait may last.
