@@ -268,6 +268,7 @@ fn doctor_says_what_would_be_refused() {
         finding("asked layout")["text"].as_str().unwrap().contains("tp=64 exceeds the model's 8 query heads")
     );
     assert_eq!(finding("embedded:dense")["status"], "ok");
+    assert_eq!(finding("asked serve")["status"], "ok");
     assert!(run(&["doctor"]).status.success());
 }
 
@@ -291,7 +292,9 @@ fn help_teaches_and_completions_complete() {
         assert!(help.contains(&format!("{:>3}  {meaning}", code as u8)), "{meaning}");
     }
     assert!(help.contains("flag > MEGATRON_* environment > --config FILE.yaml > default"), "{help}");
-    for command in ["generate", "chat", "batch", "tokenize", "detokenize", "doctor", "bench", "completions"] {
+    for command in
+        ["serve", "generate", "chat", "batch", "tokenize", "detokenize", "doctor", "bench", "completions"]
+    {
         assert!(stdout(&run(&[command, "--help"])).contains("Example"), "{command} --help has no example");
     }
     assert!(stdout(&run(&["completions", "bash"])).contains("complete -F _megatron"));

@@ -64,6 +64,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
     findings.extend(models());
     let (asked, code) = asked(&resolved.config, || open_model(&resolved));
     findings.extend(asked);
+    findings.extend(served(&resolved.config));
     if args.json {
         print_json(&serde_json::json!({"findings": findings, "accepted": code == ExitCode::Success}))?;
     } else {
@@ -235,4 +236,13 @@ fn asked(config: &Config, open: impl Fn() -> Result<Model>) -> (Vec<Finding>, Ex
         }
     }
     (findings, code)
+}
+
+/// What `megatron serve` would do. It has no say in the exit code: most people ask about a model.
+fn served(config: &Config) -> Option<Finding> {
+    let layout = config.layout.parse::<Layout>().ok()?;
+    Some(match crate::serve::examine(&config.serve, layout) {
+        Ok(text) => Finding::ok("asked serve", text),
+        Err(error) => Finding::refused("asked serve", &error),
+    })
 }

@@ -5,6 +5,7 @@ use super::exit::ExitCode;
 use super::{builder, configure_with, print_data};
 use crate::error::{ApiError, Result};
 use crate::serve::{Drained, LogFormat, ServeConfig, Server};
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -37,7 +38,9 @@ fn log(config: &ServeConfig) -> Result<()> {
     let hint = "write it as RUST_LOG: info, or warn,megatron::access=info";
     let refuse = |reason: String| ApiError::usage("serve.log_filter", reason, hint);
     let filter = EnvFilter::try_new(&config.log_filter).map_err(|e| refuse(e.to_string()))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     let started = match config.log_format {
         LogFormat::Text => lines.finish().try_init(),
         LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),

@@ -44,6 +44,7 @@ use crate::error::Result;
 use crate::llm::MegatronLLM;
 pub use auth::ApiKeys;
 pub use config::{LogFormat, ServeConfig};
+pub(crate) use server::examine;
 pub use server::{Drained, Server};
 
 impl MegatronAsyncLLM {

@@ -212,10 +212,27 @@ async fn drained(app: &App, hurry: impl Future<Output = ()>) -> Drained {
     Drained::Cancelled(left)
 }
 
-/// Replicas share work only through a coordinator, as in Megatron.
+/// What a server with these settings would be, or why it would not start; for `megatron doctor`.
+///
+/// # Errors
+/// As [`Server::bind`] and [`Server::attach`].
+pub(crate) fn examine(config: &ServeConfig, layout: Layout) -> Result<String> {
+    config.validate()?;
+    replicas(layout, false)?;
+    let scheme = if tls::acceptor(config)?.is_some() { "https" } else { "http" };
+    let keys = if App::new(config.clone())?.guard.is_closed() { "API keys needed" } else { "no API keys" };
+    let (host, port, room) = (&config.host, config.port, config.max_in_flight);
+    Ok(format!("{scheme}://{host}:{port}, {keys}, up to {room} sequences under way"))
+}
+
+/// A model may be served in its layout.
 fn serves(llm: &MegatronAsyncLLM) -> Result<()> {
-    let layout: Layout = llm.card().layout.parse()?;
-    if (layout.dp() > 1 || layout.ep() > 1) && !llm.is_coordinated() {
+    replicas(llm.card().layout.parse()?, llm.is_coordinated())
+}
+
+/// Replicas share work only through a coordinator, as in Megatron.
+fn replicas(layout: Layout, coordinated: bool) -> Result<()> {
+    if (layout.dp() > 1 || layout.ep() > 1) && !coordinated {
         let reason = format!("{layout} needs the coordinator");
         return Err(refuse("layout", reason, "use the coordinator, or dp=1,ep=1"));
     }
