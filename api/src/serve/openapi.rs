@@ -34,7 +34,8 @@ use utoipa::OpenApi;
         completions::types::Completion,
         chat::types::ChatFields,
         chat::types::Completion,
-        super::openai::fields::SharedFields
+        super::openai::fields::SharedFields,
+        super::error::ErrorEnvelope
     ))
 )]
 struct Api;

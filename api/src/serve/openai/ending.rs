@@ -30,17 +30,20 @@ pub(crate) struct Ending {
     #[schema(value_type = Option<Vec<Option<BTreeMap<String, PromptCandidate>>>>)]
     pub prompt_logprobs: Option<Vec<Option<PromptPosition>>>,
     #[serde(flatten)]
-    pub ids: Option<Ids>,
+    pub ids: Ids,
 }
 
-/// Token ids of a choice.
-#[derive(Debug, Serialize, ToSchema)]
+/// Token ids of a choice; nothing unless they were asked for.
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct Ids {
-    pub prompt_token_ids: Vec<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
     /// vLLM's name.
-    pub token_ids: Vec<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
     /// Megatron's name.
-    pub generation_token_ids: Vec<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation_token_ids: Option<Vec<u32>>,
     /// Megatron's name for their log-probabilities.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation_log_probs: Option<Vec<f32>>,
@@ -49,16 +52,16 @@ pub(crate) struct Ids {
 impl Ending {
     pub fn new(output: &GenerationOutput, tokenizer: Option<&Tokenizer>, scores: Scores) -> Self {
         let ids = || Ids {
-            prompt_token_ids: output.prompt_ids.clone(),
-            token_ids: output.generated_ids.clone(),
-            generation_token_ids: output.generated_ids.clone(),
+            prompt_token_ids: Some(output.prompt_ids.clone()),
+            token_ids: Some(output.generated_ids.clone()),
+            generation_token_ids: Some(output.generated_ids.clone()),
             generation_log_probs: output.logprobs.clone(),
         };
         Self {
             stop_reason: output.stop_word.clone(),
             seed: output.effective.sampling_params.seed,
             prompt_logprobs: scores.prompt.and_then(|top| prompt_positions(tokenizer, output, top)),
-            ids: scores.with_ids.then(ids),
+            ids: if scores.with_ids { ids() } else { Ids::default() },
         }
     }
 }
