@@ -1,7 +1,8 @@
 //! From the engine's tokens to an answer: text, stop strings, and which tokens belong to it. One per request.
 
+use crate::cards::Cards;
 use crate::error::Result;
-use crate::output::{Delta, Effective, GenerationOutput, ModelCard};
+use crate::output::{Delta, Effective, GenerationOutput};
 use crate::params::SamplingParams;
 use crate::text::{Detokenizer, StopStrings, Tokenizer};
 use engine::request::{FinishReason, RequestOutput, TokenLogprob};
@@ -31,7 +32,7 @@ pub(crate) struct NewTokens {
 /// Turns tokens into deltas and, at the end, into the answer.
 pub(crate) struct Assembler {
     job: Job,
-    card: Arc<ModelCard>,
+    cards: Arc<Cards>,
     detokenizer: Option<Detokenizer>,
     stops: StopStrings,
     /// Text that is certain.
@@ -47,7 +48,7 @@ pub(crate) struct Assembler {
 }
 
 impl Assembler {
-    pub fn new(job: Job, card: Arc<ModelCard>, tokenizer: Option<&Tokenizer>) -> Result<Self> {
+    pub fn new(job: Job, cards: Arc<Cards>, tokenizer: Option<&Tokenizer>) -> Result<Self> {
         let detokenizer = tokenizer.map(|t| t.detokenizer(job.params.skip_special_tokens));
         let stops = StopStrings::new(&job.params.stop_words, job.params.detokenize_stop_sequence)?;
         let tokens = NewTokens {
@@ -58,7 +59,7 @@ impl Assembler {
         let (text, starts) = (String::new(), Vec::new());
         Ok(Self {
             job,
-            card,
+            cards,
             detokenizer,
             stops,
             text,
@@ -201,7 +202,7 @@ impl Assembler {
             effective: Effective {
                 sampling_params: self.job.params,
                 weight_version: last.weight_version,
-                card: self.card,
+                card: self.cards.at(last.weight_version),
             },
         }
     }
@@ -220,6 +221,7 @@ fn tail<T: Clone>(all: &[T], at: usize) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::ModelCard;
     use crate::text::tests::DENSE;
     use proptest::prelude::*;
 
@@ -234,7 +236,7 @@ mod tests {
             numerics: String::new(),
         };
         let job = Job { id: 7, prompt: None, prompt_ids: vec![1], params };
-        Assembler::new(job, Arc::new(card), Some(&DENSE)).unwrap()
+        Assembler::new(job, Arc::new(Cards::new(card)), Some(&DENSE)).unwrap()
     }
 
     fn last_word(ids: &[u32]) -> RequestOutput {

@@ -33,7 +33,7 @@ pub struct MegatronAsyncLLM {
 
 impl std::fmt::Debug for MegatronAsyncLLM {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MegatronAsyncLLM").field("card", &self.session.card).finish_non_exhaustive()
+        f.debug_struct("MegatronAsyncLLM").field("card", &self.session.cards.present()).finish_non_exhaustive()
     }
 }
 
@@ -109,12 +109,17 @@ impl MegatronAsyncLLM {
         &self.session.model
     }
 
-    /// What every answer tells about the model.
-    pub fn card(&self) -> &ModelCard {
-        &self.session.card
+    /// What every answer tells about the model, with the present weights.
+    pub fn card(&self) -> Arc<ModelCard> {
+        self.session.cards.present()
     }
 
-    /// True where `generate` may be called: everywhere in direct mode.
+    /// Where other processes reach the coordinator (`tcp://127.0.0.1:5000`), if it listens.
+    pub fn coordinator_address(&self) -> Option<String> {
+        self.session.backend.address()
+    }
+
+    /// True where `generate` may be called: everywhere in direct mode; with a coordinator on global rank 0 only.
     pub fn is_primary_rank(&self) -> bool {
         self.session.backend.is_primary_rank()
     }
@@ -207,6 +212,14 @@ impl MegatronAsyncLLM {
         self.session.backend.change(Verb::Resume).await
     }
 
+    /// Replaces the weights while suspended. Needs a coordinator.
+    ///
+    /// # Errors
+    /// As [`MegatronLLM::update_weights`](crate::MegatronLLM::update_weights).
+    pub async fn update_weights(&self, model: Model, version: u64) -> Result<()> {
+        self.session.update_weights(model, version).await
+    }
+
     /// Ends all requests in flight as cancelled, empties caches and counters. Mends a failed engine.
     ///
     /// # Errors
@@ -223,7 +236,8 @@ impl MegatronAsyncLLM {
         self.session.backend.shutdown()
     }
 
-    /// Returns when another rank has shut the engine down; at once in direct mode.
+    /// Returns when somebody else has shut the engine down, a client of the coordinator among them; at once in direct
+    /// mode.
     ///
     /// # Errors
     /// A rank that failed.

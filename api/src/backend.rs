@@ -2,10 +2,11 @@
 
 use crate::assemble::NewTokens;
 use crate::error::Result;
+use crate::model::Model;
 use engine::request::{RequestOutput, RequestSpec};
 use engine::step::DynamicInferenceEngine;
-use engine::step::service::Snapshot;
 pub(crate) use engine::step::service::Verb;
+use engine::step::service::{Snapshot, Update};
 use futures::future::BoxFuture;
 use std::task::{Context, Poll};
 
@@ -15,6 +16,19 @@ pub(crate) enum Event {
     Tokens(NewTokens),
     /// The answer.
     Done(Box<RequestOutput>),
+}
+
+impl From<Update> for Event {
+    fn from(update: Update) -> Self {
+        match update {
+            Update::Done(output) => Self::Done(output),
+            Update::Tokens(batch) => {
+                let logprobs = (batch.logprobs.len() == batch.tokens.len()).then_some(batch.logprobs);
+                let top = (batch.top_logprobs.len() == batch.tokens.len()).then_some(batch.top_logprobs);
+                Self::Tokens(NewTokens { ids: batch.tokens, logprobs, top })
+            }
+        }
+    }
 }
 
 /// A request under way. Dropping it before `Done` aborts the request.
@@ -52,6 +66,12 @@ pub(crate) trait Backend: Send + Sync {
     fn is_primary_rank(&self) -> bool;
     /// Pause, unpause, suspend or resume; an illegal one is an error at once.
     fn change(&self, verb: Verb) -> BoxFuture<'_, Result<()>>;
+    /// Replaces the weights of a suspended deployment by those of `model`, which has the same shape.
+    fn update_weights(&self, model: Model, version: u64) -> BoxFuture<'_, Result<()>>;
+    /// Where others reach the coordinator, if it listens.
+    fn address(&self) -> Option<String> {
+        None
+    }
     /// Ends all requests in flight as cancelled and starts afresh.
     fn reset(&self) -> Result<()>;
     /// Stops: every request in flight gets its answer. Idempotent.

@@ -1,6 +1,8 @@
 //! `Builder`: from a model and settings to `MegatronLLM` or `MegatronAsyncLLM`.
 
 use crate::async_llm::MegatronAsyncLLM;
+use crate::backend::Backend;
+use crate::coordinated::{self, Endpoint};
 use crate::direct;
 use crate::error::Result;
 use crate::llm::MegatronLLM;
@@ -35,6 +37,8 @@ pub struct Builder {
     config: InferenceConfig,
     layout: String,
     device: String,
+    use_coordinator: bool,
+    endpoint: Endpoint,
 }
 
 impl Builder {
@@ -50,7 +54,14 @@ impl Builder {
 
     fn of(source: Source) -> Self {
         let (layout, device) = (Layout::SINGLE.to_string(), "cpu".to_owned());
-        Self { source, config: InferenceConfig::default(), layout, device }
+        Self {
+            source,
+            config: InferenceConfig::default(),
+            layout,
+            device,
+            use_coordinator: false,
+            endpoint: Endpoint::default(),
+        }
     }
 
     /// The engine's settings.
@@ -66,6 +77,26 @@ impl Builder {
     /// `cpu`, `cuda`, `cuda:N`, or `auto`: the GPU if one can be used, else the CPU.
     pub fn device(self, device: impl Into<String>) -> Self {
         Self { device: device.into(), ..self }
+    }
+
+    /// Puts a coordinator in front of the engines: a life cycle (pause, suspend, new weights), and replicas that finish
+    /// each other's requests when one fails. Off unless asked for.
+    pub fn use_coordinator(self, use_coordinator: bool) -> Self {
+        Self { use_coordinator, ..self }
+    }
+
+    /// Lets other processes reach the coordinator on this address or name; without it, on this machine alone if
+    /// [`Builder::coordinator_port`] is given, and not at all otherwise. There is no authentication.
+    pub fn coordinator_host(mut self, host: impl Into<String>) -> Self {
+        self.endpoint.host = Some(host.into());
+        self
+    }
+
+    /// Port of the coordinator; 0 takes any that is free
+    /// ([`MegatronLLM::coordinator_address`](crate::MegatronLLM::coordinator_address) tells). One that is taken is refused.
+    pub fn coordinator_port(mut self, port: u16) -> Self {
+        self.endpoint.port = Some(port);
+        self
     }
 
     /// Loads the model and starts its engines, for blocking use.
@@ -86,6 +117,9 @@ impl Builder {
 
     fn session(self) -> Result<Arc<Session>> {
         self.config.validate()?;
+        if !self.use_coordinator {
+            self.endpoint.refuse()?;
+        }
         let layout: Layout = self.layout.parse()?;
         let device = direct::device_of(&self.device)?;
         let model = match self.source {
@@ -93,9 +127,13 @@ impl Builder {
             Source::Opened(model) => *model,
         };
         let card = card(&model, layout, device, self.config.numerics);
-        let backend = direct::start(&model, &self.config, layout, device)?;
+        let backend: Box<dyn Backend> = if self.use_coordinator {
+            Box::new(coordinated::start(&model, &self.config, (layout, device), &self.endpoint)?)
+        } else {
+            Box::new(direct::start(&model, &self.config, layout, device)?)
+        };
         let seed = self.config.inference_sampling_seed;
-        Ok(Arc::new(Session::new(model, card, Box::new(backend), seed)))
+        Ok(Arc::new(Session::new(model, card, backend, seed)))
     }
 }
 

@@ -1,6 +1,5 @@
 //! Direct mode: the engines of this process, one for each data-parallel replica, each on a thread of its own.
 
-use crate::assemble::NewTokens;
 use crate::backend::{Backend, Event, Flight, Inspection, Verb};
 use crate::error::Result;
 use crate::model::Model;
@@ -14,7 +13,7 @@ use engine::step::DynamicInferenceEngine;
 use engine::step::deploy::{DeviceKind, executors};
 use engine::step::job;
 use engine::step::rank::Deployment;
-use engine::step::service::{EngineHandle, EngineState, RequestStream, Snapshot, Update};
+use engine::step::service::{EngineHandle, EngineState, RequestStream, Snapshot};
 use futures::future::{BoxFuture, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -103,6 +102,20 @@ pub(crate) fn inspect<T: Send + 'static>(
     receive.recv().map_err(|_| EngineError::internal("an inspection did not run").into())
 }
 
+/// Has `look` run by engine `replica` of `engines`, between two of its steps.
+pub(crate) fn inspect_engine<'a>(
+    mut engines: impl ExactSizeIterator<Item = &'a EngineHandle>,
+    replica: usize,
+    look: Inspection,
+) -> Result<()> {
+    let count = engines.len();
+    let Some(engine) = engines.nth(replica) else {
+        let reason = format!("{replica} does not exist: there are {count}");
+        return Err(EngineError::request("replica", reason, "count replicas from 0").into());
+    };
+    Ok(engine.inspect("inspect", look)?)
+}
+
 /// A request on one of the engines.
 struct DirectFlight {
     stream: RequestStream,
@@ -117,14 +130,7 @@ impl Drop for DirectFlight {
 
 impl Flight for DirectFlight {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.stream.poll_next(context).map(|update| match update? {
-            Update::Done(output) => Some(Event::Done(output)),
-            Update::Tokens(batch) => {
-                let logprobs = (batch.logprobs.len() == batch.tokens.len()).then_some(batch.logprobs);
-                let top = (batch.top_logprobs.len() == batch.tokens.len()).then_some(batch.top_logprobs);
-                Some(Event::Tokens(NewTokens { ids: batch.tokens, logprobs, top }))
-            }
-        })
+        self.stream.poll_next(context).map(|update| update.map(Event::from))
     }
 
     fn cancel(&mut self) {
@@ -139,6 +145,16 @@ impl Direct {
         let load = |r: &&Replica| r.load.load(Ordering::Relaxed);
         let chosen = self.replicas.iter().filter(works).min_by_key(load).or(self.replicas.first());
         chosen.ok_or_else(|| EngineError::internal("a layout without replicas").into())
+    }
+}
+
+/// The refusal of a life-cycle verb in direct mode.
+fn needs_coordinator(verb: Verb) -> EngineError {
+    EngineError::Lifecycle {
+        verb: verb.name(),
+        state: "running in direct mode".to_owned(),
+        hint: "the life cycle needs a coordinator (use_coordinator); reset and shutdown work in direct mode too"
+            .to_owned(),
     }
 }
 
@@ -171,11 +187,7 @@ impl Backend for Direct {
     }
 
     fn inspect(&self, replica: usize, look: Inspection) -> Result<()> {
-        let Some(replica) = self.replicas.get(replica) else {
-            let reason = format!("{replica} does not exist: there are {}", self.replicas.len());
-            return Err(EngineError::request("replica", reason, "count replicas from 0").into());
-        };
-        Ok(replica.handle.inspect("inspect", look)?)
+        inspect_engine(self.replicas.iter().map(|replica| &replica.handle), replica, look)
     }
 
     fn is_primary_rank(&self) -> bool {
@@ -183,12 +195,11 @@ impl Backend for Direct {
     }
 
     fn change(&self, verb: Verb) -> BoxFuture<'_, Result<()>> {
-        let refused = EngineError::Lifecycle {
-            verb: verb.name(),
-            state: "running in direct mode".to_owned(),
-            hint: "the life cycle needs a coordinator; reset and shutdown work in direct mode too".to_owned(),
-        };
-        Box::pin(ready(Err(refused.into())))
+        Box::pin(ready(Err(needs_coordinator(verb).into())))
+    }
+
+    fn update_weights(&self, _: Model, _: u64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(ready(Err(needs_coordinator(Verb::UpdateWeights).into())))
     }
 
     fn reset(&self) -> Result<()> {

@@ -33,7 +33,7 @@ pub struct MegatronLLM {
 
 impl std::fmt::Debug for MegatronLLM {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MegatronLLM").field("card", &self.session.card).finish_non_exhaustive()
+        f.debug_struct("MegatronLLM").field("card", &self.session.cards.present()).finish_non_exhaustive()
     }
 }
 
@@ -100,12 +100,17 @@ impl MegatronLLM {
         &self.session.model
     }
 
-    /// What every answer tells about the model.
-    pub fn card(&self) -> &ModelCard {
-        &self.session.card
+    /// What every answer tells about the model, with the present weights.
+    pub fn card(&self) -> Arc<ModelCard> {
+        self.session.cards.present()
     }
 
-    /// True where `generate` may be called: everywhere in direct mode.
+    /// Where other processes reach the coordinator (`tcp://127.0.0.1:5000`), if it listens.
+    pub fn coordinator_address(&self) -> Option<String> {
+        self.session.backend.address()
+    }
+
+    /// True where `generate` may be called: everywhere in direct mode; with a coordinator on global rank 0 only.
     pub fn is_primary_rank(&self) -> bool {
         self.session.backend.is_primary_rank()
     }
@@ -183,6 +188,27 @@ impl MegatronLLM {
         block_on(self.session.backend.change(Verb::Resume))
     }
 
+    /// Replaces the weights while suspended by those of `model`: the same architecture and tokenizer, other numbers.
+    /// Requests in flight go on with the new ones, the prefix cache is dropped, and every later answer carries
+    /// `version`, which only grows. Needs a coordinator.
+    ///
+    /// ```
+    /// use api::{MegatronLLM, Model, SamplingParams};
+    /// let llm = MegatronLLM::builder("embedded:dense").use_coordinator(true).build()?;
+    /// (llm.pause()?, llm.suspend()?);
+    /// llm.update_weights(Model::open("embedded:dense")?, 1)?;
+    /// (llm.resume()?, llm.unpause()?);
+    /// assert_eq!(llm.generate("Once", SamplingParams::greedy(1))?[0].effective.weight_version, 1);
+    /// # Ok::<(), api::ApiError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// An illegal transition, at once; another architecture or tokenizer; a version that is not above the present one.
+    /// The present weights stay then.
+    pub fn update_weights(&self, model: Model, version: u64) -> Result<()> {
+        block_on(self.session.update_weights(model, version))
+    }
+
     /// Ends all requests in flight as cancelled, empties caches and counters. Mends a failed engine.
     ///
     /// # Errors
@@ -199,7 +225,8 @@ impl MegatronLLM {
         self.session.backend.shutdown()
     }
 
-    /// Returns when another rank has shut the engine down; at once in direct mode.
+    /// Returns when somebody else has shut the engine down, a client of the coordinator among them; at once in direct
+    /// mode.
     ///
     /// # Errors
     /// A rank that failed.

@@ -1,8 +1,9 @@
 //! What both façades share: a model, a backend, and the way from prompts to streams.
 
 use crate::assemble::{Assembler, Job};
+use crate::cards::Cards;
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{ApiError, Result};
 use crate::model::Model;
 use crate::output::{GenerationOutput, ModelCard, Score};
 use crate::params::SamplingParams;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A façade's inside. Shut down when the last owner goes.
 pub(crate) struct Session {
     pub model: Model,
-    pub card: Arc<ModelCard>,
+    pub cards: Arc<Cards>,
     pub backend: Box<dyn Backend>,
     engine_seed: u64,
     counter: AtomicU64,
@@ -31,7 +32,7 @@ pub(crate) struct Prepared {
 
 impl Session {
     pub fn new(model: Model, card: ModelCard, backend: Box<dyn Backend>, engine_seed: u64) -> Self {
-        Self { model, card: Arc::new(card), backend, engine_seed, counter: AtomicU64::new(0) }
+        Self { model, cards: Arc::new(Cards::new(card)), backend, engine_seed, counter: AtomicU64::new(0) }
     }
 
     /// Checks one request without queueing it.
@@ -69,7 +70,7 @@ impl Session {
 
     /// Queues a request.
     pub fn start(&self, prepared: Prepared) -> Result<AsyncGenerationStream> {
-        let assembler = Assembler::new(prepared.job, Arc::clone(&self.card), self.model.tokenizer())?;
+        let assembler = Assembler::new(prepared.job, Arc::clone(&self.cards), self.model.tokenizer())?;
         Ok(AsyncGenerationStream::new(self.backend.submit(prepared.spec)?, assembler))
     }
 
@@ -90,6 +91,27 @@ impl Session {
             outputs.push(output?);
         }
         Ok(outputs)
+    }
+
+    /// Replaces the weights while suspended by those of `model`, which is the same model trained further.
+    pub async fn update_weights(&self, model: Model, version: u64) -> Result<()> {
+        if model.spec() != self.model.spec() {
+            let reason = format!("`{}` has another architecture or other sizes", model.name());
+            return Err(ApiError::usage("model", reason, "load weights of the same model"));
+        }
+        let digest = |model: &Model| model.tokenizer().map(|tokenizer| tokenizer.digest().to_owned());
+        if digest(&model) != digest(&self.model) {
+            let reason = format!("`{}` has another tokenizer", model.name());
+            return Err(ApiError::usage("model", reason, "load weights that were trained with the same tokenizer"));
+        }
+        let card = ModelCard {
+            model: self.model.name().to_owned(),
+            model_digest: model.checkpoint().digest().combined.clone(),
+            ..ModelCard::clone(&self.cards.present())
+        };
+        self.backend.update_weights(model, version).await?;
+        self.cards.update(version, card);
+        Ok(())
     }
 
     /// Log-probabilities of a prompt's tokens. One token is generated and thrown away.

@@ -110,6 +110,9 @@ pub struct Common {
     /// fma (the same bits on every device) or mma-sm90 (tensor cores of H100 and H200)
     #[arg(long, value_name = "PROFILE")]
     pub numerics: Option<String>,
+    /// Put a coordinator in front of the engines: a life cycle, and replicas that finish each other's requests
+    #[arg(long)]
+    pub coordinator: bool,
     /// Kernel threads of each rank; without it the ranks share the cores
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -140,6 +143,7 @@ impl Common {
         add("layout", "--layout", self.layout.as_ref().map(|v| json!(v)));
         add("device", "--device", self.device.as_ref().map(|v| json!(v)));
         add("engine.numerics", "--numerics", self.numerics.as_ref().map(|v| json!(v)));
+        add("use_coordinator", "--coordinator", self.coordinator.then(|| json!(true)));
         add("engine.threads", "--threads", self.threads.map(|v| json!(v)));
         add("chat_template", "--chat-template", self.chat_template.as_ref().map(|v| json!(v)));
         Ok(all)

@@ -21,6 +21,12 @@ pub struct Config {
     pub layout: String,
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
     pub device: String,
+    /// Puts a coordinator in front of the engines: a life cycle, and replicas that finish each other's requests.
+    pub use_coordinator: bool,
+    /// Address on which other processes reach the coordinator; none: they do not.
+    pub coordinator_host: Option<String>,
+    /// Port of the coordinator; 0 takes any that is free.
+    pub coordinator_port: Option<u16>,
     /// A file with a chat template that replaces the model's own.
     pub chat_template: Option<PathBuf>,
     /// The engine's settings.
@@ -37,6 +43,9 @@ impl Default for Config {
             model: crate::embedded::NAMES[0].to_owned(),
             layout: "tp=1,pp=1,dp=1,ep=1".to_owned(),
             device: "cpu".to_owned(),
+            use_coordinator: false,
+            coordinator_host: None,
+            coordinator_port: None,
             chat_template: None,
             engine: InferenceConfig::default(),
             sampling: SamplingParams::default(),

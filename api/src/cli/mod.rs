@@ -127,7 +127,17 @@ fn build(resolved: &Resolved) -> Result<MegatronLLM> {
 fn builder(resolved: &Resolved) -> Result<Builder> {
     let config = &resolved.config;
     let builder = Builder::opened(open_model(resolved)?).config(config.engine.clone());
-    Ok(builder.layout(config.layout.as_str()).device(config.device.as_str()))
+    let mut builder = builder
+        .layout(config.layout.as_str())
+        .device(config.device.as_str())
+        .use_coordinator(config.use_coordinator);
+    if let Some(host) = &config.coordinator_host {
+        builder = builder.coordinator_host(host.as_str());
+    }
+    if let Some(port) = config.coordinator_port {
+        builder = builder.coordinator_port(port);
+    }
+    Ok(builder)
 }
 
 /// Writes data to standard output.

@@ -19,7 +19,7 @@ pub fn serve(args: &ServeArgs) -> Result<ExitCode> {
     let server = Server::bind(ServeConfig { sampling: config.sampling.clone(), ..config.serve.clone() })?;
     eprintln!("listening at {}, loading {}", server.url(), config.model);
     let llm = builder(&resolved)?.build_async()?;
-    let card = llm.card().clone();
+    let card = llm.card();
     server.attach(llm)?;
     eprintln!("ready: {} | {} | {} | {}", card.model, card.layout, card.device, card.numerics);
     print_data(&format!("{}\n", server.url()))?;

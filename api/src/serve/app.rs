@@ -79,7 +79,7 @@ impl App {
     /// Names that the model answers to; the first is the one that answers carry.
     pub fn names<'a>(&'a self, llm: &'a MegatronAsyncLLM) -> Vec<&'a str> {
         match self.config.served_model_names.as_slice() {
-            [] => vec![llm.card().model.as_str()],
+            [] => vec![llm.model().name()],
             names => names.iter().map(String::as_str).collect(),
         }
     }

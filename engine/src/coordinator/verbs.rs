@@ -8,7 +8,8 @@ use super::service::{DataParallelInferenceCoordinator, Inner};
 use crate::error::{EngineError, Result};
 use crate::step::plan::Executor;
 use crate::step::service::{EngineState, Verb};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A verb that is being obeyed. However it ends, others may come afterwards.
 struct Change<'a> {
@@ -52,12 +53,12 @@ impl Inner {
     /// Has every one of `links` do the same, side by side: ranks that share experts have to.
     fn everywhere(
         links: &[(usize, Arc<dyn ReplicaLink>)],
-        act: impl Fn(&dyn ReplicaLink) -> Result<()> + Sync,
+        act: impl Fn(usize, &dyn ReplicaLink) -> Result<()> + Sync,
     ) -> Vec<(usize, Result<()>)> {
         std::thread::scope(|scope| {
             let act = &act;
             let threads: Vec<_> =
-                links.iter().map(|(index, link)| (*index, scope.spawn(|| act(&**link)))).collect();
+                links.iter().map(|(index, link)| (*index, scope.spawn(|| act(*index, &**link)))).collect();
             let ended = |(index, thread): (usize, std::thread::ScopedJoinHandle<'_, Result<()>>)| {
                 (index, thread.join().unwrap_or_else(|_| Err(EngineError::internal("a link panicked"))))
             };
@@ -126,7 +127,7 @@ impl DataParallelInferenceCoordinator {
 
     fn plain(&self, verb: Verb) -> Result<()> {
         let change = Change::begin(&self.inner, verb)?;
-        let results = Inner::everywhere(&self.inner.fleet.links(false), |link| link.change(verb));
+        let results = Inner::everywhere(&self.inner.fleet.links(false), |_, link| link.change(verb));
         self.inner.judge(verb, results)?;
         change.done();
         Ok(())
@@ -141,7 +142,7 @@ impl DataParallelInferenceCoordinator {
         self.inner.end_era("the coordinator was reset");
         self.inner.gauge.drained(self.inner.config.drain_deadline);
         let (living, all) = (self.inner.fleet.links(false), self.inner.fleet.links(true));
-        let results = Inner::everywhere(&all, |link| link.change(Verb::Reset));
+        let results = Inner::everywhere(&all, |_, link| link.change(Verb::Reset));
         let of_the_living = |(index, _): &(usize, Result<()>)| living.iter().any(|(alive, _)| alive == index);
         let (judged, mended): (Vec<_>, Vec<_>) = results.into_iter().partition(of_the_living);
         if mended.iter().any(|(_, result)| result.is_ok()) {
@@ -170,9 +171,12 @@ impl DataParallelInferenceCoordinator {
         let change = Change::begin(&self.inner, Verb::UpdateWeights)?;
         let links = self.inner.fleet.links(false);
         let executors = links.iter().map(|(index, _)| make(*index)).collect::<Result<Vec<_>>>()?;
-        type Target<'a> = (&'a (usize, Arc<dyn ReplicaLink>), Box<dyn Executor>);
-        let update = |((index, link), executor): Target<'_>| (*index, link.update_weights(executor, version));
-        let results = links.iter().zip(executors).map(update).collect();
+        let given = Mutex::new(links.iter().map(|(index, _)| *index).zip(executors).collect::<BTreeMap<_, _>>());
+        let results = Inner::everywhere(&links, |index, link| {
+            let executor = given.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
+            let lost = || EngineError::internal("the new weights of a replica were lost");
+            link.update_weights(executor.ok_or_else(lost)?, version)
+        });
         self.inner.judge(Verb::UpdateWeights, results)?;
         self.inner.fleet.clear_prefixes();
         self.inner.life().weight_version = version;
@@ -194,7 +198,7 @@ impl DataParallelInferenceCoordinator {
         }
         self.inner.end_era("the coordinator was stopped");
         let drained = self.inner.gauge.drained(self.inner.config.drain_deadline);
-        let results = Inner::everywhere(&self.inner.fleet.links(true), |link| link.change(Verb::Stop));
+        let results = Inner::everywhere(&self.inner.fleet.links(true), |_, link| link.change(Verb::Stop));
         let first = results.into_iter().find_map(|(_, result)| result.err());
         match first {
             Some(error) => Err(error),

@@ -8,9 +8,10 @@ use crate::model::spec::{ModelSpec, QkNorm};
 use crate::model::tensor::{LayerTensor, Tensor};
 use crate::numerics::profile::Profile;
 use crate::parallel::shard::{FfnShard, RowShard, Shard};
+use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a packed matrix is made of; ranks that ask for the same slice share one copy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,6 +25,22 @@ struct PackKey {
 /// memory; tensor-parallel ranks ask for different ones.
 pub struct PackCache<W> {
     packed: Mutex<HashMap<PackKey, W>>,
+}
+
+/// The pack caches of a deployment, one for each kind of device: worlds that are started apart share them.
+#[derive(Clone, Default)]
+pub struct Packs {
+    of_kind: Arc<Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>>,
+}
+
+impl Packs {
+    /// The cache of devices whose packed matrices are `W`.
+    pub fn of<W: Send + Sync + 'static>(&self) -> Arc<PackCache<W>> {
+        let mut caches = self.of_kind.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = caches.entry(TypeId::of::<W>()).or_insert_with(|| Arc::<PackCache<W>>::default());
+        // Filed under its own type, so the other branch is never taken.
+        Arc::clone(cache).downcast().unwrap_or_default()
+    }
 }
 
 impl<W> Default for PackCache<W> {

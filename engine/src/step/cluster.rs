@@ -2,7 +2,6 @@
 
 use crate::error::{EngineError, Result};
 use crate::kernels::device::Device;
-use crate::model::stage::PackCache;
 use crate::parallel::comm::Transport;
 use crate::parallel::comm::threads::ThreadWorld;
 use crate::step::order::{Command, KvVerb, Reply, decode, encode};
@@ -65,7 +64,7 @@ pub fn start_threads<D: Device>(
     let deadline = Duration::from_millis(deployment.config.rank_deadline_ms);
     let worlds = [(); 3].map(|()| ThreadWorld::new(world, deadline));
     let [data, down, up] = worlds;
-    let cache = Arc::new(PackCache::<D::Weight>::default());
+    let cache = deployment.packs.of::<D::Weight>();
     let threads = Arc::new(Threads::default());
     let mut workers = Vec::new();
     for rank in 0..world {
@@ -124,7 +123,7 @@ pub(crate) fn executors_over(
 /// Loads this process's rank of an already connected world (MPI: one process per rank).
 #[cfg(feature = "mpi")]
 pub(crate) fn load_worker<D: Device>(deployment: &Deployment, device: D, wires: Wires) -> Result<Worker<D>> {
-    let rank = Rank::new(deployment, device, wires.data.clone(), &PackCache::default())?;
+    let rank = Rank::new(deployment, device, wires.data.clone(), &deployment.packs.of())?;
     Ok(Worker::new(deployment, rank, wires))
 }
 

@@ -7,6 +7,7 @@ use crate::kernels::device::Device;
 use crate::kernels::reference::ReferenceDevice;
 use crate::model::spec::Ffn;
 use crate::numerics::profile::Profile;
+use crate::parallel::layout::Layout;
 use crate::step::cluster::start_threads;
 use crate::step::local::LocalExecutor;
 use crate::step::plan::Executor;
@@ -115,6 +116,44 @@ fn check_profile(deployment: &Deployment, kind: DeviceKind) -> Result<()> {
         return refuse(reason, "use `fma` for models with experts");
     }
     Ok(())
+}
+
+/// As [`executors`], with a world of its own for each set of replicas whose ranks share experts: a rank that fails takes
+/// down the replicas of its world and no other. Packed weights are shared between the worlds.
+///
+/// # Errors
+/// As [`executors`].
+pub fn executors_apart(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dyn Executor>>> {
+    let mut all = Vec::new();
+    let mut ranks = 0;
+    for world in worlds(deployment)? {
+        let kind = match kind {
+            DeviceKind::Cuda(first) => DeviceKind::Cuda(first + ranks),
+            other => other,
+        };
+        ranks += world.layout.world();
+        all.extend(executors(&world, kind)?);
+    }
+    Ok(all)
+}
+
+/// The deployment cut where no experts are shared: one deployment for each world, in the order of the replicas.
+fn worlds(deployment: &Deployment) -> Result<Vec<Deployment>> {
+    let whole = deployment.layout;
+    let mut config = deployment.config.clone();
+    // What is resolved from the whole stays as it is in the parts.
+    config.num_blocks = Some(deployment.blocks()?);
+    config.threads = Some(deployment.threads(whole.world()));
+    let mut worlds = Vec::new();
+    let mut dp = 0;
+    while dp < whole.dp() {
+        let replicas = deployment.lockstep_of(dp);
+        let layout =
+            Layout::new(whole.tp(), whole.pp(), replicas.len(), whole.ep())?.with_etp(whole.etp())?;
+        worlds.push(Deployment { layout, config: config.clone(), ..deployment.clone() });
+        dp = replicas.end;
+    }
+    Ok(worlds)
 }
 
 /// As [`executors`], on devices that the caller makes: `device(rank)`.

@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 use crate::kernels::device::Device;
-use crate::model::stage::PackCache;
 use crate::parallel::comm::threads::ThreadWorld;
 use crate::step::plan::{Executor, ExecutorWitness, StepOutput, StepPlan};
 use crate::step::rank::{Deployment, Rank};
@@ -21,7 +20,7 @@ impl<D: Device> LocalExecutor<D> {
         let transport = ThreadWorld::new(1, deadline)
             .pop()
             .ok_or_else(|| crate::EngineError::internal("a world of one has no rank"))?;
-        let rank = Rank::new(deployment, dev, transport, &PackCache::default())?;
+        let rank = Rank::new(deployment, dev, transport, &deployment.packs.of())?;
         Ok(Self { vocab: rank.decoder.spec().vocab, rank })
     }
 

@@ -9,7 +9,7 @@ use crate::model::head::HeadScratch;
 use crate::model::links::Links;
 use crate::model::moe::MoeLink;
 use crate::model::spec::Ffn;
-use crate::model::stage::{PackCache, StageLoader};
+use crate::model::stage::{PackCache, Packs, StageLoader};
 use crate::model::tap::Taps;
 use crate::parallel::comm::Transport;
 use crate::parallel::comm::collectives::Group;
@@ -37,6 +37,8 @@ pub struct Deployment {
     pub source: Option<PathBuf>,
     /// Who watches the intermediate values of each rank, for bisection. Ranks in other processes are not watched.
     pub taps: Option<Arc<dyn Taps>>,
+    /// Packed weights, shared by all ranks of this process that are started from this deployment or a clone of it.
+    pub packs: Packs,
     /// A planted fault, for suites that prove that they would notice.
     #[cfg(feature = "faults")]
     pub fault: Option<crate::faults::Fault>,
@@ -54,6 +56,7 @@ impl Deployment {
             placement: ExpertPlacement::default(),
             source: None,
             taps: None,
+            packs: Packs::default(),
             #[cfg(feature = "faults")]
             fault: None,
         };

@@ -40,7 +40,7 @@ fn object(app: &App, id: String) -> Result<ModelObject, HttpError> {
         owned_by: "megatron",
         root: llm.card().model.clone(),
         max_model_len: llm.max_sequence_length(),
-        megatron: llm.card().clone(),
+        megatron: ModelCard::clone(&llm.card()),
     })
 }
 
