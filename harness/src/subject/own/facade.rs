@@ -11,6 +11,7 @@ use engine::step::witness::Witness;
 use futures::StreamExt;
 use futures::executor::block_on;
 use futures::future::join_all;
+use std::sync::Arc;
 
 /// One of the two façades.
 pub(crate) enum Facade {
@@ -110,7 +111,7 @@ async fn follow_async(mut stream: AsyncGenerationStream, watch: Watch<'_>) -> Sa
 
 impl Facade {
     /// What every answer tells about the model.
-    pub fn card(&self) -> &ModelCard {
+    pub fn card(&self) -> Arc<ModelCard> {
         match self {
             Self::Blocking(llm) => llm.card(),
             Self::Asynchronous(llm) => llm.card(),
