@@ -9,7 +9,7 @@ use crate::params::SamplingParams;
 use crate::prompt::{ParamsInput, Prompt, PromptInput};
 use crate::session::Session;
 use crate::stream::AsyncGenerationStream;
-use engine::step::service::Snapshot;
+use engine::step::service::{EngineState, Snapshot};
 use engine::step::{DynamicInferenceContext, DynamicInferenceEngine, TextGenerationController};
 use std::sync::Arc;
 
@@ -112,6 +112,11 @@ impl MegatronAsyncLLM {
     /// What every answer tells about the model, with the present weights.
     pub fn card(&self) -> Arc<ModelCard> {
         self.session.cards.present()
+    }
+
+    /// Where the life cycle is; `None` in direct mode, which has none.
+    pub fn state(&self) -> Option<EngineState> {
+        self.session.backend.state()
     }
 
     /// Where other processes reach the coordinator (`tcp://127.0.0.1:5000`), if it listens.

@@ -6,7 +6,7 @@ use crate::model::Model;
 use engine::request::{RequestOutput, RequestSpec};
 use engine::step::DynamicInferenceEngine;
 pub(crate) use engine::step::service::Verb;
-use engine::step::service::{Snapshot, Update};
+use engine::step::service::{EngineState, Snapshot, Update};
 use futures::future::BoxFuture;
 use std::task::{Context, Poll};
 
@@ -68,6 +68,10 @@ pub(crate) trait Backend: Send + Sync {
     fn change(&self, verb: Verb) -> BoxFuture<'_, Result<()>>;
     /// Replaces the weights of a suspended deployment by those of `model`, which has the same shape.
     fn update_weights(&self, model: Model, version: u64) -> BoxFuture<'_, Result<()>>;
+    /// Where the life cycle is; direct mode has none.
+    fn state(&self) -> Option<EngineState> {
+        None
+    }
     /// Where others reach the coordinator, if it listens.
     fn address(&self) -> Option<String> {
         None

@@ -20,7 +20,7 @@ use engine::step::plan::Executor;
 use engine::step::rank::Deployment;
 use engine::step::service::{EngineHandle, EngineState, Snapshot};
 use futures::channel::oneshot;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready, select};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -227,6 +227,11 @@ impl Backend for Coordinated {
     }
 
     fn update_weights(&self, model: Model, version: u64) -> BoxFuture<'_, Result<()>> {
+        if job::size().is_some() {
+            let reason = "ranks that are MPI processes keep the weights that they were started with";
+            let hint = "use threads (no mpirun), or start again with the new weights";
+            return Box::pin(ready(Err(EngineError::config("update_weights", reason, hint).into())));
+        }
         let recipe = self.recipe.clone();
         self.aside(move |coordinator| {
             if coordinator.state() != EngineState::Suspended {
@@ -240,6 +245,10 @@ impl Backend for Coordinated {
             let make = |replica: usize| fresh.get_mut(replica).and_then(Option::take).ok_or_else(gone);
             Ok(coordinator.update_weights(version, make)?)
         })
+    }
+
+    fn state(&self) -> Option<EngineState> {
+        Some(self.coordinator.state())
     }
 
     fn address(&self) -> Option<String> {
@@ -261,9 +270,12 @@ impl Backend for Coordinated {
 
     fn wait_for_shutdown(&self) -> BoxFuture<'_, Result<()>> {
         let mut ended = self.ended.subscribe();
+        let coordinator = Arc::clone(&self.coordinator);
         Box::pin(async move {
-            // An error means that everything is gone, which is an end too.
-            let _ = ended.wait_for(|ended| *ended).await;
+            // The endpoint closed, or the coordinator was stopped. An error means that everything is gone: an end too.
+            let closed = Box::pin(async { drop(ended.wait_for(|ended| *ended).await) });
+            let stopped = Box::pin(coordinator.stopped());
+            select(closed, stopped).await;
             Ok(())
         })
     }

@@ -10,6 +10,7 @@ use crate::params::SamplingParams;
 use crate::prompt::{ParamsInput, Prompt, PromptInput};
 use crate::session::Session;
 use crate::stream::GenerationStream;
+use engine::step::service::EngineState;
 use engine::step::{DynamicInferenceContext, DynamicInferenceEngine, TextGenerationController};
 use futures::executor::block_on;
 use std::sync::Arc;
@@ -103,6 +104,11 @@ impl MegatronLLM {
     /// What every answer tells about the model, with the present weights.
     pub fn card(&self) -> Arc<ModelCard> {
         self.session.cards.present()
+    }
+
+    /// Where the life cycle is; `None` in direct mode, which has none.
+    pub fn state(&self) -> Option<EngineState> {
+        self.session.backend.state()
     }
 
     /// Where other processes reach the coordinator (`tcp://127.0.0.1:5000`), if it listens.

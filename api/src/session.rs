@@ -95,6 +95,9 @@ impl Session {
 
     /// Replaces the weights while suspended by those of `model`, which is the same model trained further.
     pub async fn update_weights(&self, model: Model, version: u64) -> Result<()> {
+        if !self.backend.is_coordinated() {
+            return self.backend.update_weights(model, version).await;
+        }
         if model.spec() != self.model.spec() {
             let reason = format!("`{}` has another architecture or other sizes", model.name());
             return Err(ApiError::usage("model", reason, "load weights of the same model"));

@@ -7,7 +7,7 @@ use engine::config::{InferenceConfig, KvManagement};
 use engine::coordinator::InferenceClient;
 use engine::error::EngineError;
 use engine::request::{FinishReason, RequestSpec};
-use engine::step::service::Update;
+use engine::step::service::{EngineState, Update};
 use futures::executor::block_on;
 use futures::future::join_all;
 use std::path::Path;
@@ -133,11 +133,13 @@ fn a_suspension_in_mid_run_frees_memory_and_changes_no_bit() {
             let llm = builder().config(config).layout(layout).build().unwrap();
             let mut stream = llm.generate_stream(PROMPT, greedy(60)).unwrap();
             stream.next().expect("the first token");
-            (llm.pause().unwrap(), llm.suspend().unwrap());
+            llm.pause().unwrap();
+            llm.suspend().unwrap();
             let freed = |llm: &MegatronLLM, i| llm.engine(i, |e| e.witness().suspend_freed_bytes).unwrap();
             let all = (0..llm.replicas()).map(|i| freed(&llm, i)).collect::<Vec<_>>();
             assert_eq!(all.iter().all(|bytes| *bytes > 0), frees, "{mode:?} on {layout} freed {all:?}");
-            (llm.resume().unwrap(), llm.unpause().unwrap());
+            llm.resume().unwrap();
+            llm.unpause().unwrap();
             assert_eq!(bits(&stream.finish().unwrap()), want, "{mode:?} on {layout}");
         }
     }
@@ -169,23 +171,48 @@ fn new_weights_answer_under_their_own_version_and_digest() {
         let before = llm.generate(PROMPT, greedy(20)).unwrap().remove(0);
         assert_ne!(bits(&before), bits(&fresh), "the new weights must make a difference");
         let digest = before.effective.card.model_digest.clone();
-        (llm.pause().unwrap(), llm.suspend().unwrap());
+        llm.pause().unwrap();
+            llm.suspend().unwrap();
         llm.update_weights(new.clone(), 7).unwrap();
-        (llm.resume().unwrap(), llm.unpause().unwrap());
+        llm.resume().unwrap();
+            llm.unpause().unwrap();
         let after = llm.generate(PROMPT, greedy(20)).unwrap().remove(0);
         assert_eq!(bits(&after), bits(&fresh), "on {layout}");
         assert_eq!((before.effective.weight_version, after.effective.weight_version), (0, 7));
         assert_ne!(after.effective.card.model_digest, digest);
         assert_eq!(after.cached_tokens, 0, "what the old weights computed is not reused");
         // An older version, another model: refused, and the present weights stay.
-        (llm.pause().unwrap(), llm.suspend().unwrap());
+        llm.pause().unwrap();
+            llm.suspend().unwrap();
         let older = llm.update_weights(MODEL.clone(), 7).unwrap_err();
         assert!(older.to_string().contains("7 is not above the present 7"), "{older}");
         let other = llm.update_weights(Model::open("embedded:moe").unwrap(), 8).unwrap_err();
         assert_eq!(other.to_string(), "model: `embedded:moe` has another architecture or other sizes");
-        (llm.resume().unwrap(), llm.unpause().unwrap());
+        llm.resume().unwrap();
+            llm.unpause().unwrap();
         assert_eq!(bits(&llm.generate(PROMPT, greedy(20)).unwrap()[0]), bits(&fresh));
     }
+}
+
+#[test]
+fn direct_mode_refuses_new_weights_whatever_they_are() {
+    let llm = Builder::opened(MODEL.clone()).build().unwrap();
+    let error = llm.update_weights(Model::open("embedded:moe").unwrap(), 1).unwrap_err();
+    assert_eq!(error.to_string(), "cannot update_weights while running in direct mode");
+}
+
+#[test]
+fn a_client_that_stops_the_coordinator_ends_the_wait() {
+    let llm = builder().coordinator_port(0).build_async().unwrap();
+    let address = llm.coordinator_address().expect("it listens");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = InferenceClient::connect(&address, AT_ONCE).await.unwrap();
+        client.stop_engines().await.unwrap();
+        let ended = tokio::time::timeout(AT_ONCE, llm.wait_for_shutdown()).await;
+        ended.expect("a stop is an end").unwrap();
+    });
+    assert_eq!(llm.state(), Some(EngineState::Stopped));
 }
 
 #[test]

@@ -184,6 +184,13 @@ impl DataParallelInferenceCoordinator {
         Ok(())
     }
 
+    /// Returns once it was stopped, by whomever. Bound to no runtime.
+    pub async fn stopped(&self) {
+        // Subscribed before the state is looked at, which changes before the era does.
+        let mut era = self.inner.era.subscribe();
+        while self.state() != EngineState::Stopped && era.changed().await.is_ok() {}
+    }
+
     /// Answers every request in flight as cancelled and stops all replicas. Legal always, and again.
     ///
     /// # Errors

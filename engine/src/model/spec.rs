@@ -137,4 +137,9 @@ impl ModelSpec {
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
+
+    /// True when some layer is a mixture of experts.
+    pub fn has_experts(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer.ffn, Ffn::Moe { .. }))
+    }
 }

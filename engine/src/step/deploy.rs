@@ -5,7 +5,6 @@ use crate::kernels::cpu::CpuDevice;
 use crate::kernels::cuda;
 use crate::kernels::device::Device;
 use crate::kernels::reference::ReferenceDevice;
-use crate::model::spec::Ffn;
 use crate::numerics::profile::Profile;
 use crate::parallel::layout::Layout;
 use crate::step::cluster::start_threads;
@@ -81,6 +80,15 @@ impl std::fmt::Display for DeviceKind {
 /// # Errors
 /// What the device, the weights or the layout refuse.
 pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dyn Executor>>> {
+    executors_from(deployment, kind, 0)
+}
+
+/// As [`executors`], when `before` ranks have been given devices already.
+fn executors_from(
+    deployment: &Deployment,
+    kind: DeviceKind,
+    before: usize,
+) -> Result<Vec<Box<dyn Executor>>> {
     let profile = deployment.config.numerics;
     check_profile(deployment, kind)?;
     match kind {
@@ -93,7 +101,7 @@ pub fn executors(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<Box<dy
             let visible = cuda::probe::probe().gpus.len();
             start(deployment, |rank| {
                 let planned = cuda::device::Planned { profile, ..Default::default() };
-                cuda::open(cuda::ordinal_of(n, rank, visible), planned)
+                cuda::open(cuda::ordinal_of(n, before + rank, visible), planned)
             })
         }
     }
@@ -111,7 +119,7 @@ fn check_profile(deployment: &Deployment, kind: DeviceKind) -> Result<()> {
             format!("profile {} needs the tensor cores of sm_90, the device is `{kind}`", profile.name());
         return refuse(reason, "use `--device cuda` on such a GPU, or `fma`, which every device has");
     }
-    if deployment.checkpoint.spec().layers.iter().any(|l| matches!(l.ffn, Ffn::Moe { .. })) {
+    if deployment.checkpoint.spec().has_experts() {
         let reason = format!("profile {} has no kernels for experts yet", profile.name());
         return refuse(reason, "use `fma` for models with experts");
     }
@@ -127,12 +135,8 @@ pub fn executors_apart(deployment: &Deployment, kind: DeviceKind) -> Result<Vec<
     let mut all = Vec::new();
     let mut ranks = 0;
     for world in worlds(deployment)? {
-        let kind = match kind {
-            DeviceKind::Cuda(first) => DeviceKind::Cuda(first + ranks),
-            other => other,
-        };
+        all.extend(executors_from(&world, kind, ranks)?);
         ranks += world.layout.world();
-        all.extend(executors(&world, kind)?);
     }
     Ok(all)
 }
@@ -144,12 +148,17 @@ fn worlds(deployment: &Deployment) -> Result<Vec<Deployment>> {
     // What is resolved from the whole stays as it is in the parts.
     config.num_blocks = Some(deployment.blocks()?);
     config.threads = Some(deployment.threads(whole.world()));
+    // Without experts nothing is spread over `ep`, and replicas need no mirrors.
+    let (ep, etp) = match deployment.checkpoint.spec().has_experts() {
+        true => (whole.ep(), whole.etp()),
+        false => (1, whole.tp()),
+    };
     let mut worlds = Vec::new();
     let mut dp = 0;
     while dp < whole.dp() {
         let replicas = deployment.lockstep_of(dp);
         let layout =
-            Layout::new(whole.tp(), whole.pp(), replicas.len(), whole.ep())?.with_etp(whole.etp())?;
+            Layout::new(whole.tp(), whole.pp(), replicas.len(), ep)?.with_etp(etp)?;
         worlds.push(Deployment { layout, config: config.clone(), ..deployment.clone() });
         dp = replicas.end;
     }

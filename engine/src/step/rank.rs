@@ -8,7 +8,6 @@ use crate::model::decoder::{Decoder, Parts};
 use crate::model::head::HeadScratch;
 use crate::model::links::Links;
 use crate::model::moe::MoeLink;
-use crate::model::spec::Ffn;
 use crate::model::stage::{PackCache, Packs, StageLoader};
 use crate::model::tap::Taps;
 use crate::parallel::comm::Transport;
@@ -138,8 +137,7 @@ impl Deployment {
 
     /// Data-parallel coordinates of the replicas that step together with replica `dp`, itself included.
     pub fn lockstep_of(&self, dp: usize) -> Range<usize> {
-        let has_experts = self.checkpoint.spec().layers.iter().any(|l| matches!(l.ffn, Ffn::Moe { .. }));
-        if has_experts { self.layout.coupled(dp) } else { dp..dp + 1 }
+        if self.checkpoint.spec().has_experts() { self.layout.coupled(dp) } else { dp..dp + 1 }
     }
 }
 
