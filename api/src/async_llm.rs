@@ -33,7 +33,9 @@ pub struct MegatronAsyncLLM {
 
 impl std::fmt::Debug for MegatronAsyncLLM {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MegatronAsyncLLM").field("card", &self.session.cards.present()).finish_non_exhaustive()
+        f.debug_struct("MegatronAsyncLLM")
+            .field("card", &self.session.cards.present())
+            .finish_non_exhaustive()
     }
 }
 

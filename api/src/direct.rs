@@ -153,8 +153,9 @@ fn needs_coordinator(verb: Verb) -> EngineError {
     EngineError::Lifecycle {
         verb: verb.name(),
         state: "running in direct mode".to_owned(),
-        hint: "the life cycle needs a coordinator (use_coordinator); reset and shutdown work in direct mode too"
-            .to_owned(),
+        hint:
+            "the life cycle needs a coordinator (use_coordinator); reset and shutdown work in direct mode too"
+                .to_owned(),
     }
 }
 

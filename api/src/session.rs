@@ -1,8 +1,8 @@
 //! What both façades share: a model, a backend, and the way from prompts to streams.
 
 use crate::assemble::{Assembler, Job};
-use crate::cards::Cards;
 use crate::backend::Backend;
+use crate::cards::Cards;
 use crate::error::{ApiError, Result};
 use crate::model::Model;
 use crate::output::{GenerationOutput, ModelCard, Score};
@@ -105,7 +105,11 @@ impl Session {
         let digest = |model: &Model| model.tokenizer().map(|tokenizer| tokenizer.digest().to_owned());
         if digest(&model) != digest(&self.model) {
             let reason = format!("`{}` has another tokenizer", model.name());
-            return Err(ApiError::usage("model", reason, "load weights that were trained with the same tokenizer"));
+            return Err(ApiError::usage(
+                "model",
+                reason,
+                "load weights that were trained with the same tokenizer",
+            ));
         }
         let card = ModelCard {
             model: self.model.name().to_owned(),

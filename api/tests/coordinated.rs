@@ -172,10 +172,10 @@ fn new_weights_answer_under_their_own_version_and_digest() {
         assert_ne!(bits(&before), bits(&fresh), "the new weights must make a difference");
         let digest = before.effective.card.model_digest.clone();
         llm.pause().unwrap();
-            llm.suspend().unwrap();
+        llm.suspend().unwrap();
         llm.update_weights(new.clone(), 7).unwrap();
         llm.resume().unwrap();
-            llm.unpause().unwrap();
+        llm.unpause().unwrap();
         let after = llm.generate(PROMPT, greedy(20)).unwrap().remove(0);
         assert_eq!(bits(&after), bits(&fresh), "on {layout}");
         assert_eq!((before.effective.weight_version, after.effective.weight_version), (0, 7));
@@ -183,13 +183,13 @@ fn new_weights_answer_under_their_own_version_and_digest() {
         assert_eq!(after.cached_tokens, 0, "what the old weights computed is not reused");
         // An older version, another model: refused, and the present weights stay.
         llm.pause().unwrap();
-            llm.suspend().unwrap();
+        llm.suspend().unwrap();
         let older = llm.update_weights(MODEL.clone(), 7).unwrap_err();
         assert!(older.to_string().contains("7 is not above the present 7"), "{older}");
         let other = llm.update_weights(Model::open("embedded:moe").unwrap(), 8).unwrap_err();
         assert_eq!(other.to_string(), "model: `embedded:moe` has another architecture or other sizes");
         llm.resume().unwrap();
-            llm.unpause().unwrap();
+        llm.unpause().unwrap();
         assert_eq!(bits(&llm.generate(PROMPT, greedy(20)).unwrap()[0]), bits(&fresh));
     }
 }
@@ -239,8 +239,7 @@ fn a_replica_that_dies_is_not_seen_in_any_answer() {
 fn a_stop_answers_every_request_in_flight() {
     let llm = builder().layout("dp=2").build_async().unwrap();
     block_on(llm.pause()).unwrap();
-    let streams: Vec<_> =
-        (0..8).map(|_| llm.generate_stream(PROMPT, greedy(50)).unwrap().finish()).collect();
+    let streams: Vec<_> = (0..8).map(|_| llm.generate_stream(PROMPT, greedy(50)).unwrap().finish()).collect();
     llm.shutdown().unwrap();
     for output in block_on(join_all(streams)) {
         let output = output.unwrap();
@@ -254,8 +253,7 @@ fn a_stop_answers_every_request_in_flight() {
 fn a_reset_in_mid_run_is_safe_and_answers_come_afterwards() {
     for llm in [builder().layout("dp=2").build().unwrap(), Builder::opened(MODEL.clone()).build().unwrap()] {
         let want = bits(&llm.generate(PROMPT, greedy(10)).unwrap()[0]);
-        let streams: Vec<_> =
-            (0..6).map(|_| llm.generate_stream(PROMPT, greedy(200)).unwrap()).collect();
+        let streams: Vec<_> = (0..6).map(|_| llm.generate_stream(PROMPT, greedy(200)).unwrap()).collect();
         llm.reset().unwrap();
         for stream in streams {
             let finish = stream.finish().unwrap().finish_reason;

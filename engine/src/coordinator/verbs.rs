@@ -171,7 +171,8 @@ impl DataParallelInferenceCoordinator {
         let change = Change::begin(&self.inner, Verb::UpdateWeights)?;
         let links = self.inner.fleet.links(false);
         let executors = links.iter().map(|(index, _)| make(*index)).collect::<Result<Vec<_>>>()?;
-        let given = Mutex::new(links.iter().map(|(index, _)| *index).zip(executors).collect::<BTreeMap<_, _>>());
+        let given =
+            Mutex::new(links.iter().map(|(index, _)| *index).zip(executors).collect::<BTreeMap<_, _>>());
         let results = Inner::everywhere(&links, |index, link| {
             let executor = given.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
             let lost = || EngineError::internal("the new weights of a replica were lost");

@@ -157,8 +157,7 @@ fn worlds(deployment: &Deployment) -> Result<Vec<Deployment>> {
     let mut dp = 0;
     while dp < whole.dp() {
         let replicas = deployment.lockstep_of(dp);
-        let layout =
-            Layout::new(whole.tp(), whole.pp(), replicas.len(), ep)?.with_etp(etp)?;
+        let layout = Layout::new(whole.tp(), whole.pp(), replicas.len(), ep)?.with_etp(etp)?;
         worlds.push(Deployment { layout, config: config.clone(), ..deployment.clone() });
         dp = replicas.end;
     }
