@@ -144,6 +144,7 @@ impl SamplingParams {
             termination_id: self.termination_id,
             stop_token_ids: self.stop_token_ids.clone(),
             stop_sequences: Vec::new(),
+            constraint: None,
         }
     }
 

@@ -93,6 +93,16 @@ pub enum EngineError {
         /// Absolute position of the token whose row it is.
         position: usize,
     },
+    /// The request's constraint and the vocabulary leave no token to go on with.
+    #[error("request {request}: no token may follow position {position}: {reason}")]
+    DeadEnd {
+        /// The request, as numbered by the engine.
+        request: u64,
+        /// Absolute position of the last token.
+        position: usize,
+        /// What the grammar says.
+        reason: String,
+    },
     /// A bounded queue is full: back off and try again.
     #[error("overloaded: {reason}")]
     Overloaded {
@@ -124,6 +134,9 @@ impl EngineError {
             | Self::Device { hint, .. }
             | Self::Lifecycle { hint, .. } => Some(hint),
             Self::NonFinite { .. } => Some("check the weights; other requests are not affected"),
+            Self::DeadEnd { .. } => {
+                Some("simplify the grammar, or check that this tokenizer can spell what it wants")
+            }
             Self::Overloaded { .. } => Some("retry later, or raise the queue bound"),
             Self::Comm { .. } | Self::Cancelled { .. } | Self::Internal { .. } => None,
         }

@@ -47,6 +47,8 @@ pub enum Fault {
     RowKeyedSeed,
     /// Draws are keyed by the replica instead of the request.
     RankKeyedSeed,
+    /// The mask of allowed tokens is filled once and kept.
+    StaleMask,
     /// Blocks are shared as soon as they are planned, before they are written.
     EarlySharing,
     /// A prefix is taken for cached when any block is.
@@ -80,7 +82,7 @@ pub struct OneUlp {
 
 impl Fault {
     /// Every switch that needs no further word.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::RankOrderSum,
         Self::Bf16Nodes,
         Self::DroppedNode,
@@ -99,6 +101,7 @@ impl Fault {
         Self::UnstableTie,
         Self::RowKeyedSeed,
         Self::RankKeyedSeed,
+        Self::StaleMask,
         Self::EarlySharing,
         Self::WrongPrefix,
         Self::ForgetfulEviction,

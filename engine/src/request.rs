@@ -1,6 +1,7 @@
 //! What a caller asks for and what comes back. Mirrors Megatron's `SamplingParams` and request record, in token ids.
 
 use crate::error::{EngineError, Result};
+use crate::sample::Constraint;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -43,6 +44,8 @@ pub struct SamplingParams {
     pub stop_token_ids: Vec<u32>,
     /// Token sequences that end the generation; text stop strings are matched by the API layer. (Ours.)
     pub stop_sequences: Vec<Vec<u32>>,
+    /// Which tokens may come at all. (Ours.)
+    pub constraint: Option<Constraint>,
 }
 
 impl Default for SamplingParams {
@@ -65,6 +68,7 @@ impl Default for SamplingParams {
             termination_id: None,
             stop_token_ids: Vec::new(),
             stop_sequences: Vec::new(),
+            constraint: None,
         }
     }
 }
@@ -84,6 +88,7 @@ impl SamplingParams {
     pub fn needs_row(&self) -> bool {
         !self.is_greedy()
             || self.top_n_logprobs > 0
+            || self.constraint.is_some()
             || !self.logit_bias.is_empty()
             || self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0

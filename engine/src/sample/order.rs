@@ -1,5 +1,7 @@
 //! The one order of candidates: larger logit first, lower token id first among equals.
 
+use super::constraint::TokenMask;
+
 /// A candidate as one integer whose ascending order is the order of candidates. `-0.0` counts as `0.0`.
 pub fn key(logit: f32, id: u32) -> u64 {
     let bits = (logit + 0.0).to_bits();
@@ -20,8 +22,13 @@ pub fn logit(key: u64) -> f32 {
 
 /// Fills `keys` with the candidates of `row`, the first `n` of them the best in order; all when `n` is not smaller.
 pub fn best(row: &[f32], n: usize, keys: &mut Vec<u64>) {
+    best_of(row, None, n, keys);
+}
+
+/// As [`best`], of the candidates that `mask` allows.
+pub fn best_of(row: &[f32], mask: Option<&TokenMask>, n: usize, keys: &mut Vec<u64>) {
     keys.clear();
-    keys.extend((0u32..).zip(row).map(|(id, &logit)| key(logit, id)));
+    keys.extend(candidates(row, mask));
     if n == 0 || n >= keys.len() {
         keys.sort_unstable();
         return;
@@ -33,7 +40,17 @@ pub fn best(row: &[f32], n: usize, keys: &mut Vec<u64>) {
 
 /// The best candidate of `row`: the lowest id among those with the largest logit.
 pub fn winner(row: &[f32]) -> Option<u32> {
-    (0u32..).zip(row).map(|(id, &logit)| key(logit, id)).min().map(id)
+    winner_of(row, None)
+}
+
+/// As [`winner`], of the candidates that `mask` allows.
+pub fn winner_of(row: &[f32], mask: Option<&TokenMask>) -> Option<u32> {
+    candidates(row, mask).min().map(id)
+}
+
+fn candidates(row: &[f32], mask: Option<&TokenMask>) -> impl Iterator<Item = u64> {
+    let all = (0u32..).zip(row).filter(move |(id, _)| mask.is_none_or(|mask| mask.allows(*id)));
+    all.map(|(id, &logit)| key(logit, id))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! All arithmetic is f32 through [`math`], sums run in candidate order; so a token is a function of the row, the
 //! parameters and the uniform number alone.
 
+use super::constraint::TokenMask;
 use super::occurrences::Occurrences;
 use super::order;
 use crate::numerics::math;
@@ -18,12 +19,13 @@ pub struct Sampler {
 
 impl Sampler {
     /// The next token for raw logits `row` (finite, at least one). `uniform`, in `[0, 1)`, decides the draw; greedy
-    /// parameters ignore it and take the best candidate after bias and penalties.
+    /// parameters ignore it and take the best candidate after bias and penalties. `None` when `mask` allows no token.
     pub fn sample(
         &mut self,
         row: &[f32],
         params: &SamplingParams,
         seen: Option<&Occurrences>,
+        mask: Option<&TokenMask>,
         uniform: f32,
     ) -> Option<u32> {
         let adjusted = !params.logit_bias.is_empty() || seen.is_some();
@@ -43,9 +45,9 @@ impl Sampler {
             row
         };
         if params.is_greedy() {
-            return order::winner(row);
+            return order::winner_of(row, mask);
         }
-        order::best(row, params.top_k as usize, &mut self.keys);
+        order::best_of(row, mask, params.top_k as usize, &mut self.keys);
         weigh(&self.keys, params.temperature, &mut self.weights);
         let kept = filter(&self.weights, params);
         Some(order::id(self.keys[draw(self.weights.get(..kept)?, uniform)?]))
@@ -145,7 +147,7 @@ mod tests {
     fn support(params: &SamplingParams) -> Vec<u32> {
         let mut sampler = Sampler::default();
         let mut ids: Vec<u32> =
-            (0..4096).filter_map(|i| sampler.sample(&ROW, params, None, i as f32 / 4096.0)).collect();
+            (0..4096).filter_map(|i| sampler.sample(&ROW, params, None, None, i as f32 / 4096.0)).collect();
         ids.sort_unstable();
         ids.dedup();
         ids
@@ -155,7 +157,7 @@ mod tests {
     fn greedy_takes_the_lowest_id_among_the_best() {
         let mut sampler = Sampler::default();
         for params in [params(0.0, 0, 0.0, 0.0), params(5.0, 1, 0.3, 0.0)] {
-            assert_eq!(sampler.sample(&ROW, &params, None, 0.99), Some(1));
+            assert_eq!(sampler.sample(&ROW, &params, None, None, 0.99), Some(1));
         }
     }
 
@@ -184,11 +186,11 @@ mod tests {
         let mut sampler = Sampler::default();
         let mut biased = params(0.0, 0, 0.0, 0.0);
         biased.logit_bias = [(2, 100.0), (1, -1.0)].into();
-        assert_eq!(sampler.sample(&ROW, &biased, None, 0.0), Some(2));
+        assert_eq!(sampler.sample(&ROW, &biased, None, None, 0.0), Some(2));
         let punished = SamplingParams { presence_penalty: 1.5, ..params(0.0, 0, 0.0, 0.0) };
         let mut seen = Occurrences::of_prompt(&[3]);
         seen.push(1);
-        assert_eq!(sampler.sample(&ROW, &punished, Some(&seen), 0.0), Some(3));
+        assert_eq!(sampler.sample(&ROW, &punished, Some(&seen), None, 0.0), Some(3));
     }
 
     /// Draws follow the f64 softmax, filtered and renormalised by hand. Quantiles of chi-square at 0.1 %.
@@ -208,7 +210,7 @@ mod tests {
             let mut sampler = Sampler::default();
             let stream = RandomStream::new(42, 1);
             for position in 0..draws {
-                let id = sampler.sample(&ROW, &params, None, stream.uniform(position)).unwrap();
+                let id = sampler.sample(&ROW, &params, None, None, stream.uniform(position)).unwrap();
                 counts[id as usize] += 1;
             }
             assert_eq!(support.iter().map(|&id| counts[id as usize]).sum::<u32>(), draws as u32);
@@ -242,5 +244,25 @@ mod tests {
         assert_eq!(top, want);
         assert!(!Norm { max: f32::NAN, log_sum: 0.0 }.is_finite());
         assert!(!Norm { max: 0.0, log_sum: f32::INFINITY }.is_finite());
+    }
+
+    #[test]
+    fn a_mask_leaves_only_what_it_allows() {
+        let mut sampler = Sampler::default();
+        let mut mask = TokenMask::default();
+        mask.clear(ROW.len());
+        [0, 4].iter().for_each(|&id| mask.allow(id));
+        let mut draw =
+            |params: &SamplingParams, uniform| sampler.sample(&ROW, params, None, Some(&mask), uniform);
+        assert_eq!(draw(&params(0.0, 0, 0.0, 0.0), 0.0), Some(0));
+        let hot = params(1.0, 0, 0.0, 0.0);
+        let drawn: std::collections::BTreeSet<_> =
+            (0..64).filter_map(|i| draw(&hot, i as f32 / 64.0)).collect();
+        assert_eq!(drawn.into_iter().collect::<Vec<_>>(), [0, 4]);
+        assert_eq!(draw(&params(1.0, 1, 0.0, 0.0), 0.9), Some(0), "top-k counts what is allowed");
+        mask.clear(ROW.len());
+        for params in [hot, params(0.0, 0, 0.0, 0.0)] {
+            assert_eq!(sampler.sample(&ROW, &params, None, Some(&mask), 0.5), None);
+        }
     }
 }

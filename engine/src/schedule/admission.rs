@@ -4,6 +4,7 @@ use super::limits::Limits;
 use super::stop::StopRules;
 use crate::error::{EngineError, Result};
 use crate::request::{RequestSpec, token};
+use crate::sample::Guide;
 
 impl Limits {
     /// Checks a request and returns the number of tokens that it may generate. Pure: it can be asked anywhere.
@@ -138,6 +139,9 @@ impl Limits {
             ));
         }
         let stops = StopRules::new(&spec.params, &self.eos, limit);
+        if let Some(constraint) = &spec.params.constraint {
+            Guide::after(constraint, resumed, |id| stops.ids().contains(&id))?;
+        }
         let early = (1..resumed.len()).find(|&n| stops.check(&resumed[..n]).is_some());
         if let Some(n) = early {
             return Err(EngineError::request(

@@ -8,7 +8,7 @@ use super::stop::{Ending, StopRules};
 use crate::cache::{BlockHasher, BlockPool, Digest, Registration};
 use crate::error::EngineError;
 use crate::request::{FinishReason, RequestOutput, RequestSpec, SamplingParams, TokenLogprob};
-use crate::sample::{Occurrences, RandomStream, occurrences};
+use crate::sample::{Guide, Occurrences, RandomStream, occurrences};
 use crate::step::plan::Want;
 
 /// The content of a request, the same whether it waits or runs.
@@ -30,6 +30,8 @@ pub struct Sequence {
     pub stream: RandomStream,
     /// What the penalties look at, when there are any.
     pub seen: Option<Occurrences>,
+    /// What may come next, when the request is constrained.
+    pub guide: Option<Guide>,
     /// How the generation ended, if it has; then only scores are missing.
     pub ending: Option<Ending>,
     /// Generated tokens already shown to the caller.
@@ -75,7 +77,13 @@ impl Sequence {
         // Someone who brings a seed means the draws to depend on it alone, not on how many requests came before.
         let key = sampling_key.unwrap_or(if params.seed.is_some() { 0 } else { id });
         let first_row = if params.skip_prompt_log_probs { prompt_len - 1 } else { 0 };
+        // Admission made sure that the constraint is compiled and allows what was resumed.
+        let mut guide = params
+            .constraint
+            .as_ref()
+            .and_then(|constraint| Guide::after(constraint, &resumed, |id| stops.ids().contains(&id)).ok());
         let ending = (limit == 0 || !resumed.is_empty()).then(|| stops.check(&resumed)).flatten();
+        let ending = with_grammar(ending, &mut guide);
         Self {
             id,
             stream: RandomStream::new(params.seed.unwrap_or(limits.seed), key),
@@ -85,6 +93,7 @@ impl Sequence {
             prompt_len,
             stops,
             seen,
+            guide,
             ending,
             tokens,
             params,
@@ -155,7 +164,10 @@ impl Sequence {
         if let Some(seen) = &mut self.seen {
             seen.push(token);
         }
-        self.ending = self.stops.check(self.generated());
+        if let Some(guide) = &mut self.guide {
+            guide.advance(token, self.stops.ids().contains(&token));
+        }
+        self.ending = with_grammar(self.stops.check(self.generated()), &mut self.guide);
         self.ending
     }
 
@@ -237,6 +249,15 @@ impl Sequence {
             weight_version,
         }
     }
+}
+
+/// The ending by the stop rules, or by a grammar to whose output nothing can be added.
+fn with_grammar(ending: Option<Ending>, guide: &mut Option<Guide>) -> Option<Ending> {
+    let stopped = ending.is_some_and(|ending| ending.reason == FinishReason::Stop);
+    if !stopped && guide.as_mut().is_some_and(Guide::complete) {
+        return Some(Ending { reason: FinishReason::Stop, trim: 0 });
+    }
+    ending
 }
 
 /// How a request ends that did not end by itself.

@@ -36,6 +36,11 @@ impl StopRules {
         self.limit
     }
 
+    /// Ids that end the generation.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
     /// Whether `generated` ends here. To be asked after each token. A stop sequence goes before an end token, of
     /// several that match the longest.
     pub fn check(&self, generated: &[u32]) -> Option<Ending> {

@@ -4,6 +4,7 @@
 use super::plan::{Chunk, StepOutput, Want};
 use crate::error::{EngineError, Result};
 use crate::request::TokenLogprob;
+use crate::sample::TokenMask;
 use crate::sample::sampler::{Norm, Sampler};
 use crate::schedule::sequence::Sequence;
 
@@ -12,6 +13,7 @@ use crate::schedule::sequence::Sequence;
 pub struct TextGenerationController {
     sampler: Sampler,
     top: Vec<TokenLogprob>,
+    mask: TokenMask,
     /// Planted mistake, and the replica that it takes for a key.
     #[cfg(any(test, feature = "faults"))]
     pub(crate) planted: Option<(crate::faults::Fault, u64)>,
@@ -59,7 +61,7 @@ impl TextGenerationController {
 
     /// Draws the next token of `sequence` from entry `entry` of `out`. The draw depends on the logits, the
     /// parameters, the seed, the request's key and the position alone.
-    pub fn draw(&mut self, sequence: &Sequence, out: &StepOutput, entry: usize) -> Result<Drawn> {
+    pub fn draw(&mut self, sequence: &mut Sequence, out: &StepOutput, entry: usize) -> Result<Drawn> {
         let norm = norm(sequence, out, entry, sequence.tokens.len() - 1)?;
         if !sequence.params.needs_row() {
             let token = out.argmax[entry];
@@ -77,11 +79,26 @@ impl TextGenerationController {
             _ => stream,
         };
         let uniform = stream.uniform(sequence.tokens.len() as u64);
+        let guided = self.guide(sequence, out.vocab)?;
+        let mask = guided.then_some(&self.mask);
         let token = self
             .sampler
-            .sample(row, &sequence.params, sequence.seen.as_ref(), uniform)
+            .sample(row, &sequence.params, sequence.seen.as_ref(), mask, uniform)
             .ok_or_else(|| EngineError::internal("the executor gave an empty row of logits"))?;
         Ok(Drawn { token, logprob: norm.logprob(row[token as usize]) })
+    }
+
+    /// Fills the mask when the request is constrained, and says whether it is.
+    fn guide(&mut self, sequence: &mut Sequence, vocab: usize) -> Result<bool> {
+        let Some(guide) = &mut sequence.guide else { return Ok(false) };
+        #[cfg(any(test, feature = "faults"))]
+        if matches!(self.planted, Some((crate::faults::Fault::StaleMask, _))) && !self.mask.is_empty() {
+            return Ok(true);
+        }
+        let filled = guide.fill(vocab, sequence.stops.ids(), &mut self.mask);
+        let position = sequence.tokens.len() - 1;
+        filled.map_err(|reason| EngineError::DeadEnd { request: sequence.id, position, reason })?;
+        Ok(true)
     }
 
     /// Scores the token after `position` from entry `entry`, whose plan asked for it.

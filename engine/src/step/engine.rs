@@ -164,7 +164,9 @@ impl DynamicInferenceEngine {
             match outcome {
                 Ok(_) if done => ended.push((scheduled.index, None)),
                 Ok(_) => {}
-                Err(error @ EngineError::NonFinite { .. }) => ended.push((scheduled.index, Some(error))),
+                Err(error @ (EngineError::NonFinite { .. } | EngineError::DeadEnd { .. })) => {
+                    ended.push((scheduled.index, Some(error)));
+                }
                 Err(error) => return Err(error),
             }
         }

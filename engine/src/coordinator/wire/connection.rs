@@ -230,6 +230,11 @@ impl Request {
         for word in &sampling.stop_words {
             sampling.params.stop_sequences.push(self.shared.codec()?.encode(word, false)?);
         }
+        if let Some(constraint) = sampling.params.constraint.take() {
+            let codec = self.shared.codec.as_deref();
+            let compiled = codec.map_or(Ok(constraint.clone()), |codec| codec.compile(&constraint))?;
+            sampling.params.constraint = Some(compiled);
+        }
         let spec = RequestSpec {
             prompt,
             params: sampling.params.clone(),

@@ -4,6 +4,7 @@
 use super::message::token;
 use crate::error::{EngineError, Result};
 use crate::request::{RequestSpec, SamplingParams};
+use crate::sample::Constraint;
 use rmpv::Value;
 
 /// A sampling map, understood.
@@ -154,6 +155,14 @@ fn ours(sampling: &mut WireSampling, entry: &Entry<'_>) -> Result<bool> {
             params.logit_bias =
                 all.map_or_else(|| refuse(entry.name, "does not lead from token ids to numbers"), Ok)?;
         }
+        "constraint" => {
+            let text = |at: usize| entry.value.as_array()?.get(at)?.as_str();
+            params.constraint = match (text(0), text(1)) {
+                (Some(kind), Some(source)) => Some(Constraint::source(kind, source)),
+                _ if entry.value.is_nil() => None,
+                _ => return refuse(entry.name, "is not a pair of kind and source"),
+            };
+        }
         "resumed" => sampling.resumed = entry.tokens()?,
         "sampling_key" => {
             sampling.sampling_key = match entry.value.as_u64() {
@@ -172,6 +181,7 @@ pub fn encode(spec: &RequestSpec) -> Vec<(Value, Value)> {
     let ids = |all: &[u32]| Value::Array(all.iter().map(|id| Value::from(*id)).collect());
     let number = |x: Option<u32>| x.map_or(Value::Nil, Value::from);
     let float = |x: f32| Value::from(f64::from(x));
+    let grammar = |c: &Constraint| Value::Array(vec![c.kind.as_str().into(), c.source.as_str().into()]);
     let bias = params.logit_bias.iter().map(|(id, bias)| (Value::from(*id), float(*bias))).collect();
     let all = [
         ("temperature", float(params.temperature)),
@@ -191,6 +201,7 @@ pub fn encode(spec: &RequestSpec) -> Vec<(Value, Value)> {
         ("termination_id", params.termination_id.map_or(Value::Nil, Value::from)),
         ("stop_token_ids", ids(&params.stop_token_ids)),
         ("stop_sequences", Value::Array(params.stop_sequences.iter().map(|s| ids(s)).collect())),
+        ("constraint", params.constraint.as_ref().map_or(Value::Nil, grammar)),
         ("resumed", ids(&spec.resumed)),
         ("sampling_key", spec.sampling_key.map_or(Value::Nil, Value::from)),
         ("streaming", true.into()),

@@ -4,6 +4,7 @@ use super::connection::{Outgoing, serve};
 use super::message::{control_ack, header};
 use crate::coordinator::DataParallelInferenceCoordinator;
 use crate::error::{EngineError, Result};
+use crate::sample::Constraint;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,18 @@ pub trait TextCodec: Send + Sync {
     /// # Errors
     /// What the tokenizer refuses.
     fn decode(&self, ids: &[u32], keep_end: bool) -> Result<String>;
+
+    /// Compiles a constraint that came as source.
+    ///
+    /// # Errors
+    /// What the compiler refuses; without one of its own, that there is none.
+    fn compile(&self, constraint: &Constraint) -> Result<Constraint> {
+        Err(EngineError::request(
+            "constraint",
+            format!("this coordinator compiles no `{}` grammars", constraint.kind),
+            "send it unconstrained",
+        ))
+    }
 }
 
 /// Settings of the endpoint.
@@ -76,7 +89,7 @@ pub(super) struct Order {
 pub(super) struct Shared {
     pub(super) coordinator: Arc<DataParallelInferenceCoordinator>,
     pub(super) config: WireConfig,
-    codec: Option<Arc<dyn TextCodec>>,
+    pub(super) codec: Option<Arc<dyn TextCodec>>,
     orders: mpsc::Sender<Order>,
     stop: watch::Sender<bool>,
     refused: AtomicU64,

@@ -6,6 +6,7 @@ use crate::config::InferenceConfig;
 use crate::coordinator::{CoordinatorConfig, DataParallelInferenceCoordinator, Delivery};
 use crate::error::EngineError;
 use crate::request::{FinishReason, RequestOutput, RequestSpec, SamplingParams};
+use crate::sample::Constraint;
 use crate::schedule::ModelFacts;
 use crate::step::sim::SimExecutor;
 use crate::step::{DynamicInferenceEngine, EngineHandle, Update};
@@ -106,13 +107,15 @@ fn bytes_from_python_are_understood() {
 
 #[test]
 fn options_are_honoured_or_refused_by_name() {
-    let whole = RequestSpec { resumed: vec![4], ..spec(&[5], 6) };
+    let mut whole = RequestSpec { resumed: vec![4], ..spec(&[5], 6) };
+    whole.params.constraint = Some(Constraint::source("regex", "a+"));
     let sampling = params::decode(&params::encode(&whole)).unwrap();
     assert_eq!(
         (&sampling.params, sampling.resumed, sampling.sampling_key),
         (&whole.params, vec![4], Some(3))
     );
-    let cases: [(&str, Value); 6] = [
+    let cases: [(&str, Value); 7] = [
+        ("constraint", "a+".into()),
         ("temperature", "hot".into()),
         ("top_k", (-1).into()),
         ("do_kv_handoff", true.into()),

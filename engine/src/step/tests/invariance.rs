@@ -70,6 +70,12 @@ fn params(kind: u8, tokens: u32) -> SamplingParams {
             return_log_probs: true,
             ..base
         },
+        7 => SamplingParams {
+            constraint: Some(Thirds::new(4, 18, None).constraint()),
+            return_log_probs: true,
+            ..base
+        },
+        8 => SamplingParams { constraint: Some(Thirds::new(30, 30, None).constraint()), ..greedy },
         _ => SamplingParams {
             min_p: 0.05,
             stop_sequences: vec![vec![4, 9], vec![11], vec![7, 7, 1]],
@@ -219,7 +225,7 @@ impl Scenario {
 fn asked() -> impl Strategy<Value = Asked> {
     (
         (0u32..3, 0usize..40, prop::collection::vec(0u32..VOCAB as u32, 1..7)),
-        (0u32..24, 0u8..8, 0usize..12),
+        (0u32..24, 0u8..10, 0usize..12),
         (prop::option::weighted(0.15, 0usize..30), prop_oneof![4 => Just(0usize), 1 => 1usize..24]),
     )
         .prop_map(|((family, common, own), (tokens, kind, arrival), (abort, resumed))| Asked {
@@ -328,6 +334,7 @@ fn every_planted_mistake_is_noticed() {
         Planted::Sim(SimFault::PositionOffByOne),
         Planted::Sim(SimFault::BatchDependent),
         Planted::Engine(Fault::RowKeyedSeed),
+        Planted::Engine(Fault::StaleMask),
         Planted::Engine(Fault::EarlySharing),
         Planted::Engine(Fault::ForgetfulEviction),
     ] {

@@ -2,6 +2,7 @@
 
 mod admission;
 mod basics;
+mod constrained;
 mod invariance;
 mod lifecycle;
 mod scheduling;
