@@ -27,8 +27,9 @@ impl Stage {
         Self { matrix, inputs, fleet: OwnFleet::default() }
     }
 
+    /// The one cell of the engine's own door that a filter selects.
     fn cell(&self, filter: &str) -> Cell {
-        let filter = Filter::parse(filter).unwrap();
+        let filter = Filter::parse(&format!("api(engine) & {filter}")).unwrap();
         let mut cells = self.matrix.expansion.cells.iter().filter(|cell| filter.matches(cell));
         let cell = cells.next().unwrap().clone();
         assert_eq!(cells.next(), None, "the filter selects one cell");
@@ -67,7 +68,7 @@ fn sound_layouts_have_nothing_to_find() {
 fn draw(stage: &Stage, cell: &Cell, rng: &mut StdRng) -> OneUlp {
     let side = stage.side(cell, None);
     let spec = side.deployment.checkpoint.spec();
-    let experts = spec.layers.iter().any(|layer| matches!(layer.ffn, engine::model::spec::Ffn::Moe { .. }));
+    let experts = spec.has_experts();
     loop {
         let rank = rng.random_range(0..side.deployment.layout.world());
         let shard = side.deployment.shard(rank).unwrap();
