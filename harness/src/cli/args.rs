@@ -79,6 +79,16 @@ pub struct Select {
     /// Filter expression.
     #[arg(long, short, value_name = "EXPR")]
     pub filter: Option<String>,
+    /// Where a model of the matrix lies, NAME=PATH, instead of where the matrix says; may be repeated.
+    #[arg(long, value_name = "NAME=PATH")]
+    pub model: Vec<String>,
+    /// The OpenAI-compatible server that answers cells of front door `endpoint`; the default matrix is then
+    /// `goldens/matrix/endpoint.yaml`. Its API key is taken from the variable PARITY_ENDPOINT_KEY.
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// Seconds that one answer of the endpoint may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "endpoint")]
+    pub endpoint_deadline: u64,
     /// Only cells of this layout, `tp=2,pp=2`; may be repeated. Refused when no cell has it.
     #[arg(long, value_name = "LAYOUT")]
     pub layout: Vec<String>,

@@ -2,7 +2,7 @@
 
 use crate::certificate::{self, Checked, Keys, public_key_of};
 use crate::cli::args::{CertifyArgs, KeygenArgs, Output, Parity, Select, VerifyArgs};
-use crate::cli::list::{select, store};
+use crate::cli::list::{fleet, select, store};
 use crate::cli::run::{conclude, execute};
 use crate::error::{Exit, HarnessError, Result};
 use crate::subject::own::OwnFleet;
@@ -18,7 +18,7 @@ pub fn certify(parity: &Parity, args: &CertifyArgs) -> Result<Exit> {
     let keys = args.sign.as_deref().map(Keys::read).transpose()?;
     let store = store(parity)?;
     let selection = select(&store, &args.select, "certify.yaml")?;
-    let record = execute(&store, &selection, &OwnFleet::default(), &args.output)?;
+    let record = execute(&store, &selection, &fleet(&args.select), &args.output)?;
     let file = args
         .certificate
         .clone()

@@ -4,8 +4,10 @@ use crate::cli::args::{ListArgs, Parity, Select};
 use crate::error::{Exit, HarnessError, Result};
 use crate::golden::Store;
 use crate::matrix::{Cell, Filter, Layout, Matrix, Shard};
+use crate::subject::endpoint::{Address, AnyFleet};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The store that the command line means.
 pub fn store(parity: &Parity) -> Result<Store> {
@@ -34,7 +36,9 @@ pub struct Selection {
 
 /// Reads the matrix and selects cells. Selecting nothing is an error.
 pub fn select(store: &Store, select: &Select, default: &str) -> Result<Selection> {
-    let matrix = Matrix::read(&matrix_file(store, select.matrix.as_ref(), default))?;
+    let default = if select.endpoint.is_some() { "endpoint.yaml" } else { default };
+    let mut matrix = Matrix::read(&matrix_file(store, select.matrix.as_ref(), default))?;
+    select.model.iter().try_for_each(|text| place_model(&mut matrix, text))?;
     let mut words = Vec::new();
     let filter = select.filter.as_deref().map(Filter::parse).transpose()?;
     words.extend(select.filter.clone());
@@ -46,7 +50,11 @@ pub fn select(store: &Store, select: &Select, default: &str) -> Result<Selection
     if let Some(absent) = layouts.iter().find(|layout| !cells.iter().any(|cell| cell.layout == **layout)) {
         return Err(no_such_layout(*absent, &cells, select.filter.as_deref()));
     }
-    let wanted = |cell: &&Cell| layouts.is_empty() || layouts.contains(&cell.layout);
+    let served = served(select)?;
+    let wanted = |cell: &&Cell| {
+        (layouts.is_empty() || layouts.contains(&cell.layout))
+            && (served.is_empty() || served.contains(&cell.model.as_str()))
+    };
     let cells: Vec<Cell> = cells.into_iter().filter(wanted).cloned().collect();
     let taken = |(i, cell): &(usize, Cell)| shard.is_none_or(|shard| shard.takes(*i, cell));
     let cells: Vec<Cell> = cells.into_iter().enumerate().filter(taken).map(|(_, cell)| cell).collect();
@@ -56,6 +64,42 @@ pub fn select(store: &Store, select: &Select, default: &str) -> Result<Selection
         return Err(HarnessError::NothingSelected { reason });
     }
     Ok(Selection { matrix, cells, text: words.join(", ") })
+}
+
+/// Models that the endpoint serves: those that the command line places. Another model's cells would be no question to it.
+fn served(select: &Select) -> Result<Vec<&str>> {
+    match (&select.endpoint, select.model.is_empty()) {
+        (None, _) => Ok(Vec::new()),
+        (Some(url), true) => Err(HarnessError::usage(
+            format!("--endpoint {url}: which model does it serve?"),
+            "add --model NAME=PATH, with the name that the matrix gives the model",
+        )),
+        (Some(_), false) => {
+            Ok(select.model.iter().filter_map(|text| Some(text.split_once('=')?.0)).collect())
+        }
+    }
+}
+
+/// Puts a model where the command line says it lies.
+fn place_model(matrix: &mut Matrix, text: &str) -> Result<()> {
+    let refuse =
+        |why: String| HarnessError::usage(format!("--model {text}: {why}"), "write --model NAME=PATH");
+    let (name, path) = text.split_once('=').ok_or_else(|| refuse("there is no `=`".into()))?;
+    let names = matrix.spec.models.keys().cloned().collect::<Vec<_>>().join(", ");
+    let model = matrix.spec.models.get_mut(name);
+    let model = model.ok_or_else(|| refuse(format!("the matrix has {names}")))?;
+    let path = std::path::absolute(path).map_err(|error| HarnessError::file(path, error))?;
+    model.path = path.to_string_lossy().into_owned();
+    Ok(())
+}
+
+/// The subjects that a command line names.
+pub fn fleet(select: &Select) -> AnyFleet {
+    AnyFleet::new(select.endpoint.as_ref().map(|url| Address {
+        url: url.clone(),
+        key: std::env::var(crate::subject::endpoint::KEY).ok(),
+        deadline: Duration::from_secs(select.endpoint_deadline),
+    }))
 }
 
 /// A layout that no cell has: a run that leaves it out would not be what was asked for.

@@ -1,7 +1,7 @@
 //! `parity run`, `rerun` and `report`: execute or re-read, and write every report from the same record.
 
 use crate::cli::args::{Output, Parity, ReportArgs, RerunArgs, RunArgs, Select};
-use crate::cli::list::{Selection, not_covered, select, store};
+use crate::cli::list::{Selection, fleet, not_covered, select, store};
 use crate::error::{Exit, HarnessError, Result};
 use crate::golden::Store;
 use crate::golden::quarantine::Quarantine;
@@ -17,7 +17,7 @@ use std::path::Path;
 pub fn run(parity: &Parity, args: &RunArgs) -> Result<Exit> {
     let store = store(parity)?;
     let selection = select(&store, &args.select, "pr.yaml")?;
-    let record = execute(&store, &selection, &OwnFleet::default(), &args.output)?;
+    let record = execute(&store, &selection, &fleet(&args.select), &args.output)?;
     conclude(&record, &args.output)
 }
 

@@ -22,17 +22,20 @@ pub enum Api {
     AsyncCoordinator,
     /// The OpenAI-compatible server, over HTTP.
     Serve,
+    /// A server of anybody's, named on the command line.
+    Endpoint,
 }
 
 impl Api {
     /// All front doors.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Engine,
         Self::SyncDirect,
         Self::SyncCoordinator,
         Self::AsyncDirect,
         Self::AsyncCoordinator,
         Self::Serve,
+        Self::Endpoint,
     ];
 
     /// Name as written in matrices and ids.
@@ -44,6 +47,7 @@ impl Api {
             Self::AsyncDirect => "async-direct",
             Self::AsyncCoordinator => "async-coordinator",
             Self::Serve => "serve",
+            Self::Endpoint => "endpoint",
         }
     }
 

@@ -5,7 +5,7 @@ use crate::error::{HarnessError, Result};
 use crate::matrix::cell::{Cell, NO_FAULT};
 use crate::matrix::covering;
 use crate::matrix::file::{AnchorSpec, BlockSpec, Cover, MatrixFile};
-use crate::matrix::{Api, Filter, Layout};
+use crate::matrix::{Api, Filter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -165,7 +165,7 @@ fn check_block(spec: &MatrixFile, i: usize, block: &BlockSpec) -> std::result::R
             return Err((path("bound"), "`reference` needs a bound: there is no default tolerance".into()));
         }
         (Relation::Distribution, _, _) => {
-            let reason = "`distribution` compares two live subjects; use `parity compare --distribution`";
+            let reason = "cells of a matrix cannot have the relation `distribution`: write `bitwise` with a seeded feature set";
             return Err((path("relation"), reason.into()));
         }
         (Relation::Reference, _, Some(_)) => {}
@@ -268,7 +268,7 @@ fn product(spec: &MatrixFile, block: &BlockSpec) -> (Vec<Cell>, Vec<Vec<u32>>) {
 
 /// The demands on a cell's witnesses: what its layout implies, then feature, fault and block, later ones replacing.
 fn demands(spec: &MatrixFile, block: &BlockSpec, cell: &Cell) -> BTreeMap<String, Demand> {
-    let mut demands = implied(cell.layout);
+    let mut demands = implied(cell);
     demands
         .extend(spec.features.get(&cell.feature).map(|feature| feature.witness.clone()).unwrap_or_default());
     demands.extend(spec.faults.get(&cell.fault).map(|fault| fault.witness.clone()).unwrap_or_default());
@@ -276,8 +276,13 @@ fn demands(spec: &MatrixFile, block: &BlockSpec, cell: &Cell) -> BTreeMap<String
     demands
 }
 
-/// Every rank that the layout has must have computed, every replica must have served.
-fn implied(layout: Layout) -> BTreeMap<String, Demand> {
+/// Every rank that the layout has must have computed, every replica must have served. What somebody else's server did
+/// inside, nobody here can witness.
+fn implied(cell: &Cell) -> BTreeMap<String, Demand> {
+    if cell.api == Api::Endpoint {
+        return BTreeMap::from([("answered".to_owned(), Demand::at_least(1))]);
+    }
+    let layout = cell.layout;
     BTreeMap::from([
         ("ranks_computed".to_owned(), Demand::exactly(layout.ranks() as u64)),
         ("replicas_used".to_owned(), Demand::exactly(layout.replicas() as u64)),
@@ -288,7 +293,9 @@ fn implied(layout: Layout) -> BTreeMap<String, Demand> {
 fn can_happen(spec: &MatrixFile, i: usize, cell: &Cell) -> std::result::Result<(), Refusal> {
     let Some(fault) = spec.faults.get(&cell.fault) else { return Ok(()) };
     let replica = fault.replica.unwrap_or(0);
-    let why = if cell.api == Api::Engine || !(fault.action.by_client() || cell.api.coordinated()) {
+    let why = if matches!(cell.api, Api::Engine | Api::Endpoint)
+        || !(fault.action.by_client() || cell.api.coordinated())
+    {
         format!("cannot happen behind `{}`", cell.api)
     } else if replica >= cell.layout.replicas() {
         format!("happens to replica {replica}, and `{}` has {}", cell.layout, cell.layout.replicas())

@@ -1,6 +1,6 @@
 //! The JSON schema of a matrix, for editors. A test holds it against what the parser accepts.
 
-use crate::matrix::Action;
+use crate::matrix::{Action, Api};
 use serde_json::{Value, json};
 
 /// An object with these properties and no others.
@@ -63,7 +63,7 @@ pub fn schema() -> Value {
         },
         "$defs": {
             "demand": demand,
-            "api": word("front door", &["engine", "sync-direct", "sync-coordinator", "async-direct", "async-coordinator", "serve"]),
+            "api": word("front door", &Api::ALL.map(Api::name)),
             "layout": json!({"type": "string", "pattern": "^(tp|pp|dp|ep|etp)=[0-9]+(,(tp|pp|dp|ep|etp)=[0-9]+)*$"}),
             "bound": bound(),
             "model": model(),

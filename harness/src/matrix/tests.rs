@@ -315,7 +315,7 @@ fn faults_happen_only_where_they_can_be_seen() {
 fn ids_of_the_shipped_matrices_stay() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../goldens/matrix");
     let mut shown = String::new();
-    for name in ["pr", "certify", "nightly", "weekly", "gpu"] {
+    for name in ["pr", "certify", "nightly", "weekly", "gpu", "endpoint"] {
         let matrix = Matrix::read(&dir.join(format!("{name}.yaml"))).unwrap();
         let mut blocks: std::collections::BTreeMap<&str, Vec<&str>> = Default::default();
         for cell in &matrix.expansion.cells {

@@ -1,6 +1,7 @@
 //! Subjects: anything that answers a case with token ids and, where it can, log-probabilities.
 
 pub mod answer;
+pub mod endpoint;
 pub mod megatron_file;
 pub mod own;
 pub mod recorded;

@@ -2,6 +2,8 @@
 
 use crate::error::{HarnessError, Result};
 use crate::subject::own::question::{Question, Said};
+use api::ServeConfig;
+use api::serve::Server;
 use api::stream::GenerationStream;
 use api::{
     ApiError, AsyncGenerationStream, GenerationOutput, MegatronAsyncLLM, MegatronLLM, ModelCard,
@@ -115,6 +117,14 @@ impl Facade {
         match self {
             Self::Blocking(llm) => llm.card(),
             Self::Asynchronous(llm) => llm.card(),
+        }
+    }
+
+    /// Serves HTTP on threads of its own.
+    pub fn serve(&self, config: ServeConfig) -> api::Result<Server> {
+        match self {
+            Self::Blocking(llm) => llm.start_server(config),
+            Self::Asynchronous(llm) => llm.start_server(config),
         }
     }
 

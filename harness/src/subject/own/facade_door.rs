@@ -12,6 +12,7 @@ use crate::subject::own::facade::{Facade, refused};
 use crate::subject::own::question::{self, Question, Said, Scores};
 use crate::subject::{Answered, Ask, Info, Subject};
 use api::Builder;
+use engine::step::witness::Witness;
 use std::collections::BTreeMap;
 
 /// A façade in one layout.
@@ -32,7 +33,7 @@ impl FacadeDoor {
             .layout(cell.layout.full())
             .device(cell.device.clone());
         let facade = match cell.api {
-            Api::AsyncDirect | Api::AsyncCoordinator => {
+            Api::AsyncDirect | Api::AsyncCoordinator | Api::Serve => {
                 Facade::Asynchronous(builder.build_async().map_err(refused)?)
             }
             _ => Facade::Blocking(builder.build().map_err(refused)?),
@@ -43,6 +44,25 @@ impl FacadeDoor {
             name: format!("{class} {}, {} on {}", cell.api, cell.layout, cell.device),
             max_positions,
         })
+    }
+
+    /// The façade.
+    pub fn facade(&self) -> &Facade {
+        &self.facade
+    }
+
+    /// Counters and caches start afresh: what is witnessed belongs to this cell. Returns what does not start afresh.
+    pub fn begin(&self) -> Result<Vec<Witness>> {
+        self.facade.reset()?;
+        self.facade.witnesses()
+    }
+
+    /// Adds what was witnessed since [`Self::begin`].
+    pub fn end(&self, before: &[Witness], witnesses: &mut Witnesses) -> Result<()> {
+        for (after, before) in self.facade.witnesses()?.iter().zip(before) {
+            question::add_witness(witnesses, after, &before.executor.rank_steps);
+        }
+        Ok(())
     }
 
     /// Puts the questions while what the cell's fault plan says goes wrong. Adds what of it was seen to `witnesses`.
@@ -114,15 +134,11 @@ impl Subject for FacadeDoor {
     }
 
     fn answer(&mut self, ask: &Ask<'_>) -> Result<Answered> {
-        // Counters and caches start afresh: what is witnessed belongs to this cell.
-        self.facade.reset()?;
-        let before = self.facade.witnesses()?;
+        let before = self.begin()?;
         let questions = question::questions(ask);
         let mut witnesses = Witnesses::new();
         let said = self.disturbed(ask, &questions, &mut witnesses)?;
-        for (after, before) in self.facade.witnesses()?.iter().zip(&before) {
-            question::add_witness(&mut witnesses, after, &before.executor.rank_steps);
-        }
+        self.end(&before, &mut witnesses)?;
         let said = questions.iter().map(|question| question.case).zip(said).collect();
         Ok(Answered { answers: question::answers(ask, said), witnesses })
     }

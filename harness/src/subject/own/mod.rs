@@ -6,6 +6,7 @@ mod facade;
 pub mod facade_door;
 pub mod question;
 pub mod script;
+mod serve_door;
 mod transport;
 
 use crate::error::{HarnessError, Result};
@@ -98,7 +99,7 @@ impl OwnFleet {
     }
 
     /// Opens a model, or shares the one that is open.
-    fn open(&self, path: &PathBuf) -> Result<Model> {
+    pub(crate) fn open(&self, path: &PathBuf) -> Result<Model> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(model) = opened.get(path) {
             return Ok(model.clone());
@@ -130,6 +131,12 @@ impl Fleet for OwnFleet {
         match cell.api {
             Api::Engine => Ok(Box::new(engine_door::EngineDoor::new(plan, &self.instruments(cell))?)),
             Api::SyncDirect | Api::AsyncDirect => Ok(Box::new(facade_door::FacadeDoor::new(plan)?)),
+            Api::Serve => Ok(Box::new(serve_door::ServeDoor::new(plan)?)),
+            Api::Endpoint => Err(HarnessError::subject(
+                "endpoint",
+                "no server was named",
+                "give --endpoint http://HOST:PORT",
+            )),
             other => {
                 Err(HarnessError::subject("our engine", format!("front door `{other}` is not there"), "none"))
             }
